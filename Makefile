@@ -1,0 +1,39 @@
+# make venv | lint | types | test | test-all | clean
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP   := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
+
+.PHONY: venv lint types test test-all clean
+
+venv: $(STAMP)
+
+# torch and the build tools come first: --no-build-isolation builds with what is installed.
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing torch"
+	@$(PIP) setuptools wheel torch
+	@echo "installing altclip_fast[test]"
+	@$(PIP) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+lint: venv
+	@$(BIN)/ruff check --quiet .
+
+types: venv
+	@$(BIN)/mypy --no-error-summary
+
+test: lint types
+	@$(PYTEST) -m "not slow"
+
+test-all: lint types
+	@$(PYTEST)
+
+clean:
+	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

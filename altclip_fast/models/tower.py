@@ -1,0 +1,117 @@
+"""A stack of layers between an embedding and a pooled token; what the three towers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .base import Model
+from .outputs import Lazy, later
+from .rows import Rows
+
+HiddenStates = bool | int | Sequence[int] | None
+
+
+class Record:
+    """The hidden states and attentions that a caller asked for.
+
+    Args:
+        hidden: True for all, False, 0 or None for none, an index or indices (negative ones count from the end;
+            the others are None in the result).
+        attentions: whether to keep the probabilities.
+        layers: number of layers; there is one hidden state more.
+    """
+
+    def __init__(self, hidden: HiddenStates, attentions: bool | None, layers: int) -> None:
+        count = layers + 1
+        wanted = range(count) if hidden is True else [] if not hidden else [hidden] if isinstance(hidden, int) else hidden
+        for i in wanted:
+            if isinstance(i, bool) or not isinstance(i, int):
+                raise TypeError(f"output_hidden_states is {hidden!r}; a bool, an int or a list of ints is needed")
+        self.wanted = {i % count for i in wanted if -count <= i < count}
+        self.states: list[Tensor | None] | None = [] if hidden else None
+        self.weights: list[Tensor] | None = [] if attentions else None
+
+    def hidden(self, x: Tensor) -> None:
+        if self.states is not None:
+            self.states.append(x if len(self.states) in self.wanted else None)
+
+    @property
+    def empty(self) -> bool:
+        return self.states is None and self.weights is None
+
+    def fields(self, rows: Rows) -> dict[str, Any]:
+        """The output fields, padded; hidden states when they are read."""
+        fields: dict[str, Any] = {}
+        if (states := self.states) is not None:
+            fields["hidden_states"] = later(lambda: tuple(None if x is None else rows.unpack(x) for x in states))
+        if self.weights is not None:
+            fields["attentions"] = tuple(self.weights)
+        return fields
+
+
+class Tower(Model):
+    """Base of the encoders: `layers`, run over packed rows."""
+
+    layers: nn.ModuleList
+    _checkpoint_options: dict[str, Any] | None = None
+
+    @property
+    def attention_dropout(self) -> float:
+        """Of the probabilities, in training; then the batch stays padded."""
+        return self.layers[0].attention.dropout if self.training else 0.0
+
+    def run_layers(self, x: Tensor, rows: Rows, record: Record, pooled_only: bool) -> tuple[Tensor, Any]:
+        """All layers.
+
+        When nobody needs the other rows (`pooled_only`), or may ask for them later at the same cost, the last
+        layer computes the pooled rows alone: 3.5 % of the work of ViT-L/14, 6.6 % of ViT-B/32.
+
+        Args:
+            x: [T, hidden], the embedded rows.
+
+        Returns:
+            The pooled rows [B, hidden], and all rows [T, hidden], as they are or still to be computed (`Lazy`).
+        """
+        record.hidden(x)
+        *body, last = self.layers
+        for layer in body:
+            x = self._run(layer, x, rows, weights=record.weights)
+            record.hidden(x)
+        revisable = not (torch.is_grad_enabled() or self.training or torch.compiler.is_compiling())
+        if rows.cu_seqlens is not None and rows.pooled_last and record.empty and (pooled_only or revisable):
+            pooled = self._run(last, x, rows, select=rows.pooled)
+            return pooled, None if pooled_only else later(_guarded(last, x, rows))
+        x = self._run(last, x, rows, weights=record.weights)
+        record.hidden(x)
+        return x[rows.pooled], x
+
+    def _run(self, layer: nn.Module, x: Tensor, rows: Rows, **options: Any) -> Tensor:
+        if self._checkpoint_options is not None and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, x, rows, **{"use_reentrant": False, **self._checkpoint_options}, **options)
+        return layer(x, rows, **options)
+
+
+def padded(sequence: Tensor | Lazy, rows: Rows) -> Tensor | Lazy:
+    """The rows [T, H] as [B, S, H], when they are read."""
+    return later(lambda: rows.unpack(sequence() if isinstance(sequence, Lazy) else sequence))
+
+
+def _guarded(layer: nn.Module, x: Tensor, rows: Rows) -> Any:
+    """The layer's full output, later; refused when its weights have changed by then."""
+
+    def stamp() -> list[tuple[int, int]]:
+        return [(id(p), p._version) for p in layer.parameters() if not p.is_inference()]
+
+    before = stamp()
+
+    def compute() -> Tensor:
+        if stamp() != before:
+            raise RuntimeError("last_hidden_state was not read before the model's parameters changed; read it first")
+        return layer(x, rows)
+
+    return compute

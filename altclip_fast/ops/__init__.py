@@ -1,0 +1,33 @@
+"""The fused operators, usable on their own: `af.ops.attention(...)`. Each is one `Op` of `dispatch`."""
+
+from .attention import attention, attention_weights, masked_attention
+from .contrastive import (
+    contrastive_loss,
+    l2_normalize,
+    similarity,
+    similarity_argmax,
+    similarity_softmax,
+    similarity_topk,
+)
+from .embedding import interpolate_positions, patch_embed, text_embed
+from .linear import linear, mlp
+from .norm import add_layer_norm, layer_norm
+
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "attention_weights",
+    "contrastive_loss",
+    "interpolate_positions",
+    "l2_normalize",
+    "layer_norm",
+    "linear",
+    "masked_attention",
+    "mlp",
+    "patch_embed",
+    "similarity",
+    "similarity_argmax",
+    "similarity_softmax",
+    "similarity_topk",
+    "text_embed",
+]

@@ -1,0 +1,56 @@
+"""What every op asks of its tensors; the messages name the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def describe(value: Any) -> str:
+    """A tensor as `float32[2, 3] on cpu`, anything else as its repr."""
+    if isinstance(value, Tensor):
+        shape = ", ".join(str(n) for n in value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')}[{shape}] on {value.device}"
+    return repr(value)
+
+
+def tensors(op: str, **arguments: Any) -> None:
+    """All are tensors of a floating dtype, on one device."""
+    device = None
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{op}: {name} is {describe(value)}; a floating dtype is needed")
+        device = _same_device(op, name, value, device)
+
+
+def integers(op: str, device: torch.device, **arguments: Any) -> None:
+    """All are tensors of int32 or int64, on `device`."""
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
+        if value.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{op}: {name} is {describe(value)}; int32 or int64 is needed")
+        _same_device(op, name, value, device)
+
+
+def _same_device(op: str, name: str, value: Tensor, device: torch.device | None) -> torch.device:
+    if device is not None and value.device != device:
+        raise ValueError(f"{op}: {name} is on {value.device}, the other tensors are on {device}; move them to one device")
+    return value.device
+
+
+def shape(op: str, name: str, value: Tensor | None, *expected: int | None) -> None:
+    """`value` (None passes) has this shape; None in `expected` stands for any size."""
+    if value is None:
+        return
+    if value.dim() != len(expected) or any(e is not None and n != e for n, e in zip(value.shape, expected, strict=True)):
+        wanted = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ValueError(f"{op}: {name} is {describe(value)}; shape [{wanted}] is needed")

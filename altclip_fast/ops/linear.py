@@ -1,0 +1,107 @@
+"""The affine layer with its epilogue, and the two-layer MLP made of it.
+
+    linear(x) = activation(x @ weight^T + bias) + residual
+    mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dispatch import op
+from . import checks
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_new": gelu_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "selu": F.selu,
+}
+
+
+def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
+    checks.tensors("linear", x=x, weight=weight, bias=bias, residual=residual)
+    _check_activation("linear", activation)
+    _check_layer("linear", x.shape[-1] if x.dim() else 0, weight, bias)
+    checks.shape("linear", "residual", residual, *x.shape[:-1], weight.shape[0])
+
+
+def _check_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
+               residual: Tensor | None) -> None:
+    checks.tensors("mlp", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
+    _check_activation("mlp", activation)
+    _check_layer("mlp", x.shape[-1] if x.dim() else 0, w1, b1, "w1", "b1")
+    _check_layer("mlp", w1.shape[0], w2, b2, "w2", "b2")
+    checks.shape("mlp", "residual", residual, *x.shape[:-1], w2.shape[0])
+
+
+def _check_activation(name: str, activation: str) -> None:
+    if activation not in ACTIVATION:
+        raise ValueError(f"{name}: unknown activation {activation!r}; choose one of {', '.join(ACTIVATION)}")
+
+
+def _check_layer(name: str, k: int, weight: Tensor, bias: Tensor | None, w: str = "weight", b: str = "bias") -> None:
+    checks.shape(name, w, weight, None, k)
+    checks.shape(name, b, bias, weight.shape[0])
+
+
+@op(check=_check_linear)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none",
+           residual: Tensor | None = None) -> Tensor:
+    """activation(x @ weight^T + bias) + residual.
+
+    Args:
+        x: [.., K], floating.
+        weight: [N, K]; bias: [N] or None.
+        activation: "none", "quick_gelu", "gelu" (erf), "gelu_new" (tanh), "relu", "silu" or "selu".
+        residual: [.., N] or None.
+
+    Returns:
+        [.., N].
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices or the activation do not fit.
+    """
+    y = F.linear(x, weight, bias)
+    if activation != "none":
+        y = ACTIVATION[activation](y)
+    return y if residual is None else y + residual
+
+
+@op(check=_check_mlp)
+def mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
+        residual: Tensor | None = None) -> Tensor:
+    """activation(x @ w1^T + b1) @ w2^T + b2 + residual.
+
+    Args:
+        x: [.., K], floating.
+        w1: [I, K], b1: [I] or None; w2: [N, I], b2: [N] or None.
+        activation: as in `linear`.
+        residual: [.., N] or None.
+
+    Returns:
+        [.., N].
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices or the activation do not fit.
+    """
+    y = F.linear(ACTIVATION[activation](F.linear(x, w1, b1)), w2, b2)
+    return y if residual is None else y + residual

@@ -1,0 +1,66 @@
+"""Layer normalisation, alone and after a residual sum.
+
+    layer_norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias        over the last dimension
+    add_layer_norm(x, residual) = (s, layer_norm(s)),  s = x + residual
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dispatch import op
+from . import checks
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, eps: float, name: str = "layer_norm") -> None:
+    checks.tensors(name, x=x, weight=weight, bias=bias)
+    if x.dim() == 0:
+        raise ValueError(f"{name}: x is {checks.describe(x)}; at least one dimension is needed")
+    checks.shape(name, "weight", weight, x.shape[-1])
+    checks.shape(name, "bias", bias, x.shape[-1])
+    if not eps > 0:
+        raise ValueError(f"{name}: eps is {eps}; a positive number is needed")
+
+
+def _check_add(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    _check(x, weight, bias, eps, "add_layer_norm")
+    checks.tensors("add_layer_norm", x=x, residual=residual)
+    checks.shape("add_layer_norm", "residual", residual, *x.shape)
+
+
+@op(check=_check)
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise the last dimension to mean 0 and variance 1, then scale and shift (Ba et al., arXiv 1607.06450).
+
+    Args:
+        x: [.., H], floating; the statistics are float32 for lower precisions.
+        weight, bias: [H].
+        eps: added to the variance.
+
+    Returns:
+        [.., H], the dtype of x.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices do not fit.
+    """
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+@op(check=_check_add)
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual sum and its normalised rows, out of one pass.
+
+    Args:
+        x, residual: [.., H], floating.
+        weight, bias: [H].
+        eps: added to the variance.
+
+    Returns:
+        (x + residual, layer_norm(x + residual)), each [.., H].
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices do not fit.
+    """
+    total = x + residual
+    return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)

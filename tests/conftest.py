@@ -1,0 +1,53 @@
+"""What every test gets: no network, a fixed seed, its share of the cores, and two photos."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+NO_GPU = "needs a CUDA device"
+
+
+def pytest_configure(config):
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum(isinstance(report.longrepr, tuple) and NO_GPU in report.longrepr[2] for report in skipped)
+    if count:
+        terminalreporter.write_line(f"{count} gpu tests skipped: {NO_GPU}")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photo_paths():
+    """china.jpg and flower.jpg, 640 x 427, which come with scikit-learn."""
+    from importlib.util import find_spec
+
+    folder = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
+    return [folder / "china.jpg", folder / "flower.jpg"]
+
+
+@pytest.fixture(scope="session")
+def photos(photo_paths):
+    from PIL import Image
+
+    return [Image.open(path).convert("RGB") for path in photo_paths]
