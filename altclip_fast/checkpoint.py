@@ -2,14 +2,17 @@
 
 Contract:
 
-- Loading accepts every spelling seen in the wild: `layer` and `layers`, towers nested (`text_model.`) and flat, a
-  `module.` or `_orig_mod.` prefix, and our own names. A single tower is taken out of a whole checkpoint.
-- All that is missing, unexpected or misshapen is named in one `CheckpointError` before anything is assigned; so are
-  weights that are NaN or infinite.
-- A tensor whose dtype is kept is mapped from the file, not copied: it takes no memory of its own until it is written to.
-- Nothing in a file is executed (safetensors, or `torch.load(weights_only=True)`), and an index cannot lead out of its folder.
-- Saving writes the hub's layout, which transformers loads, and a file is replaced whole: a model may be saved over the
-  file that it is mapped from.
+- Loading accepts every spelling seen in the wild: `layer` and `layers`, towers nested (`text_model.`) and
+  flat, a `module.` or `_orig_mod.` prefix, and our own names. A single tower is taken out of a whole
+  checkpoint.
+- All that is missing, unexpected or misshapen is named in one `CheckpointError` before anything is
+  assigned; so are weights that are NaN or infinite.
+- A tensor whose dtype is kept is mapped from the file, not copied: it takes no memory of its own until it is
+  written to, and writing to it never changes the file.
+- Nothing in a file is executed (safetensors, or `torch.load(weights_only=True)`), and an index cannot lead
+  out of its folder.
+- Saving writes the hub's layout, which transformers loads, and a file is replaced whole: a model may be
+  saved over the file that it is mapped from.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +33,12 @@ from .config import CONFIG_NAME, json_text, parse_dtype, read_json, staged, writ
 from .hub import resolve_file
 
 # In the order in which they are looked for.
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 # (ours, the hub's), for each kind of tower; `#` stands for the number of a layer. `weight` and `bias` follow.
 _CLIP_LAYERS = (
@@ -81,9 +89,12 @@ _TO_HUB = {kind: dict(rows) for kind, rows in _SPELLINGS.items()}
 _TOWERS = ("text_model", "vision_model")
 _PARTS = frozenset({*_TOWERS, "text_projection", "visual_projection", "logit_scale", "classifier"})
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")  # DistributedDataParallel, torch.compile
-_LAYER = re.compile(r"(?<=\.)layers?\.([0-9]+)\.|^layers\.([0-9]+)\.")
+_LAYER = re.compile(r"(?:^|(?<=\.))layers?\.([0-9]+)\.")
 # Buffers of older releases, and XLM-R's pooler and language-model head, which AltCLIP does not use.
-_IGNORED = re.compile(r"(?:^|\.)(?:embeddings\.(?:position_ids|token_type_ids)|roberta\.pooler\..+|lm_head\..+)$")
+_IGNORED = re.compile(
+    r"(?:^|\.)(?:embeddings\.position_ids|embeddings\.token_type_ids|roberta\.pooler\..+|lm_head\..+)$"
+)
+_SHARD = re.compile(r"[\w-][\w.-]*\.(?:safetensors|bin)", re.ASCII)
 
 
 class CheckpointError(ValueError):
@@ -107,11 +118,14 @@ class CheckpointError(ValueError):
     ) -> None:
         self.missing, self.unexpected = list(missing), list(unexpected)
         self.misshapen, self.not_finite = list(misshapen), list(not_finite)
-        named = ("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", self.misshapen), (
-            "NaN or infinite",
-            self.not_finite,
-        )
-        super().__init__("\n".join([message, *(f"  {what}: {', '.join(names)}" for what, names in named if names)]))
+        named = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": self.misshapen,
+            "NaN or infinite": self.not_finite,
+        }
+        lines = [f"  {what}: {', '.join(names)}" for what, names in named.items() if names]
+        super().__init__("\n".join([message, *lines]))
 
 
 def to_plain(names: Iterable[str], expected: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -122,8 +136,9 @@ def to_plain(names: Iterable[str], expected: Collection[str]) -> tuple[dict[str,
         expected: the names of the model's `state_dict()`.
 
     Returns:
-        Stored name -> our name, and the stored names that have no place. What belongs to a part of a whole model that
-        this model does not hold (another tower, a head), and known leftovers such as `position_ids`, are in neither.
+        Stored name -> our name, and the stored names that have no place. What belongs to a part of a whole
+        model that this model does not hold (another tower, a head), and known leftovers such as
+        `position_ids`, are in neither.
 
     Raises:
         CheckpointError: two stored names stand for one of ours.
@@ -167,19 +182,18 @@ def _plain_name(stored: str) -> str:
 
 def _respell(name: str, table: Mapping[str, str]) -> str:
     layer = _LAYER.search(name)
-    number = layer and (layer[1] or layer[2])
     pattern = _LAYER.sub("layers.#.", name, count=1)
     module, _, leaf = pattern.rpartition(".")
-    found = table[pattern] if pattern in table else f"{table[module]}.{leaf}" if module in table else None
-    return name if found is None else found.replace("#", number or "#", 1)
+    found = table[pattern] if pattern in table else f"{table[module]}.{leaf}" if module in table else name
+    return found.replace("#", layer[1], 1) if layer else found
 
 
 def to_hub(names: Collection[str]) -> dict[str, str]:
     """Our names -> the names that transformers and the hub use on disk, for the complete names of a model.
 
     AltCLIP as a whole has the hub's `text_model.roberta.encoder.layer.N`; its text tower alone has
-    `roberta.encoder.layers.N`, the only spelling that transformers 5 reads into that class. Other single towers are
-    nested in `text_model.` or `vision_model.`, which both transformers 4 and 5 read.
+    `roberta.encoder.layers.N`, the only spelling that transformers 5 reads into that class. Other single
+    towers are nested in `text_model.` or `vision_model.`, which both transformers 4 and 5 read.
     """
     flat = _flat_tower(names)
     renamed = {}
@@ -240,13 +254,13 @@ class _File(Protocol):
 
 
 class _Safetensors:
-    """One `.safetensors` file. The library checks the header against the size of the file before it maps anything."""
+    """One `.safetensors` file. The library checks the header against the file's size before it maps it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         with _damage_named(path):
             self._file = safe_open(path, framework="pt")
-            self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+            self._slices = {name: self._file.get_slice(name) for name in self._file.offset_keys()}
 
     def names(self) -> Collection[str]:
         return self._slices.keys()
@@ -269,9 +283,10 @@ class _Pickle:
         self.path = path
         with _damage_named(path):
             with open(path, "rb") as file:
-                is_zip = file.read(4) == b"PK\x03\x04"  # torch before 1.6 wrote a bare pickle, which cannot be mapped
+                is_zip = file.read(4) == b"PK\x03\x04"  # torch < 1.6 wrote a bare pickle: it cannot be mapped
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        if not isinstance(found, dict) or not all(type(k) is str and isinstance(v, Tensor) for k, v in found.items()):
+        named = isinstance(found, dict) and all(type(name) is str for name in found)
+        if not named or not all(isinstance(tensor, Tensor) for tensor in found.values()):
             raise CheckpointError(f"{path}: must hold a dict of name -> tensor")
         self._tensors: dict[str, Tensor] = found
 
@@ -321,6 +336,9 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The stored shape; nothing is read."""
         return self._files[name].shape(name)
@@ -338,11 +356,11 @@ def open_weights(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Weights:
-    """Open the weights in a folder or hub repository: `model.safetensors`, its shards, `pytorch_model.bin`, its shards.
+    """Open the weights in a folder or hub repository: the first of `WEIGHT_FILES` that is there.
 
     Raises:
         OSError: no weights there, or a shard is missing.
-        CheckpointError: a damaged file, or an index that is wrong or leads out of the folder.
+        CheckpointError: a damaged file, or an index that is wrong or names files elsewhere.
     """
     where: dict[str, Any] = {
         "revision": revision,
@@ -355,44 +373,34 @@ def open_weights(
         if found is None:
             continue
         path = os.fspath(found)
-        paths = _shards(path_or_repo, path, where) if filename.endswith(".index.json") else [path]
         kind = _Pickle if ".bin" in filename else _Safetensors
-        weights = Weights(kind(path) for path in paths)
         if filename.endswith(".index.json"):
-            absent = [name for name in read_json(path)["weight_map"] if name not in weights]
-            if absent:
-                raise CheckpointError(f"{path}: names tensors that its shards lack", missing=absent)
-        return weights
-    raise FileNotFoundError(f"{os.fspath(path_or_repo)}: no weights there; looked for {', '.join(WEIGHT_FILES)}")
+            return _open_index(path, kind, lambda shard: resolve_file(path_or_repo, shard, **where))
+        return Weights([kind(path)])
+    looked_for = ", ".join(WEIGHT_FILES)
+    raise FileNotFoundError(f"{os.fspath(path_or_repo)}: no weights there; looked for {looked_for}")
 
 
-def _shards(path_or_repo: str | os.PathLike[str], index: str, where: dict[str, Any]) -> list[str]:
-    """The paths of the files that an index names, each checked to lie beside it."""
+def _open_index(
+    index: str, kind: Callable[[str], _File], resolve: Callable[[str], os.PathLike[str] | None]
+) -> Weights:
+    """The shards that an index names. They lie beside it; `resolve` refuses a link that leads away."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map must be an object of tensor name -> file name")
-    suffix = ".bin" if ".bin" in os.path.basename(index) else ".safetensors"
-    paths = []
-    for name in dict.fromkeys(map(str, weight_map.values())):
-        if name != os.path.basename(name) or "\\" in name or "\0" in name or not name.endswith(suffix):
-            raise CheckpointError(f"{index}: {name!r} is not the plain name of a {suffix} file")
-        path = resolve_file(path_or_repo, name, **where)
+    files = []
+    for shard in dict.fromkeys(map(str, weight_map.values())):
+        if not _SHARD.fullmatch(shard):
+            raise CheckpointError(f"{index}: {shard!r} is not the plain name of a .safetensors or .bin file")
+        path = resolve(shard)
         if path is None:
-            raise FileNotFoundError(f"{index}: the shard {name} is missing")
-        _check_contained(index, os.fspath(path))
-        paths.append(os.fspath(path))
-    return paths
-
-
-def _check_contained(index: str, path: str) -> None:
-    """A shard lies in the folder of its index, links followed; in the hub's cache, in the `blobs` of the same repository."""
-    folder = os.path.dirname(os.path.abspath(index))
-    roots = [folder]
-    if os.path.basename(os.path.dirname(folder)) == "snapshots":
-        roots.append(os.path.join(folder, "..", "..", "blobs"))
-    target = os.path.realpath(path)
-    if not any(target.startswith(os.path.join(os.path.realpath(root), "")) for root in roots):
-        raise CheckpointError(f"{index}: the shard {os.path.basename(path)} leads out of the folder, to {target}")
+            raise FileNotFoundError(f"{index}: the shard {shard} is missing")
+        files.append(kind(os.fspath(path)))
+    weights = Weights(files)
+    absent = [name for name in weight_map if name not in weights]
+    if absent:
+        raise CheckpointError(f"{index}: names tensors that its shards lack", missing=absent)
+    return weights
 
 
 def read_state_dict(path_or_repo: str | os.PathLike[str], **where: Any) -> dict[str, Tensor]:
@@ -417,7 +425,8 @@ def load_into(
 
     Args:
         model: usually built on the meta device; its parameters are replaced, and keep `requires_grad`.
-        path_or_repo: a folder or hub id; `revision`, `cache_dir`, `local_files_only`, `token` are for a hub id.
+        path_or_repo: a folder or hub id.
+        revision, cache_dir, local_files_only, token: for a hub id, as in huggingface_hub.
         dtype: of floating tensors; None or "auto" keeps the stored one. Integers are never converted.
         device: None is the CPU, where tensors whose dtype is kept stay mapped from the file.
         new_names: parameters that the checkpoint may lack, such as a fresh classifier's.
@@ -449,7 +458,7 @@ def load_into(
             tensor = tensor.to(target or tensor.dtype)
             if check_finite and not _is_finite(tensor):
                 not_finite.append(name)
-        tensors[name] = tensor.contiguous().to(device)
+        tensors[name] = _aligned(tensor).to(device)
     if not_finite:
         as_dtype = "" if target is None else f", as {str(target).removeprefix('torch.')}"
         raise CheckpointError(f"{os.fspath(path_or_repo)}: damaged weights{as_dtype}", not_finite=not_finite)
@@ -466,8 +475,13 @@ def _misfits(weights: Weights, names: Mapping[str, str], expected: Mapping[str, 
             yield f"{name} (stored as integers, model {str(expected[name].dtype).removeprefix('torch.')})"
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, at an address that suits its dtype: mapped data start where the header of the file ends."""
+    return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor.contiguous()
+
+
 def _is_finite(tensor: Tensor) -> bool:
-    """One read and no copy: a sum is finite only if every term is. A sum of finite terms that overflows is looked at again."""
+    """One read, no copy: a sum is finite only if all terms are. Where finite terms overflow, look at each."""
     if tensor.dtype.itemsize == 1:
         tensor = tensor.float()
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
@@ -483,8 +497,8 @@ def save(
 ) -> None:
     """Write the weights and `config.json` in the hub's layout; transformers loads them.
 
-    All files are written under other names first and then renamed, `config.json` last. Weight files of an earlier save
-    that would be loaded instead of these are removed.
+    All files are written under other names first and then renamed, `config.json` last. Weight files of an
+    earlier save that would be loaded instead of these are removed.
 
     Args:
         model: not on the meta device.
@@ -507,7 +521,7 @@ def save(
     os.makedirs(folder, exist_ok=True)
     with staged(folder) as path:
         for filename, names in shards.items():
-            _write({name: state[name] for name in names}, path(filename))
+            _write({name: state[name] for name in names}, path(filename), safe_serialization)
         if len(shards) > 1:
             write_text(path(pattern.format(suffix="") + ".index.json"), _index(state, shards))
         write_text(path(CONFIG_NAME), text)
@@ -522,8 +536,9 @@ def _storable(model: nn.Module) -> dict[str, Tensor]:
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device; load or initialise the model before it is saved")
         tensor = tensor.contiguous()
-        key = tensor.device, tensor.untyped_storage().data_ptr()
-        state[name] = tensor.clone() if key in seen or tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        storage = tensor.untyped_storage()
+        key = tensor.device, storage.data_ptr()
+        state[name] = tensor.clone() if key in seen or storage.nbytes() != tensor.nbytes else tensor
         seen.add(key)
     return state
 
@@ -540,22 +555,22 @@ def _plan(state: Mapping[str, Tensor], pattern: str, max_shard_size: int | str) 
 
 def _index(state: Mapping[str, Tensor], shards: Mapping[str, list[str]]) -> str:
     weight_map = {name: filename for filename, names in shards.items() for name in names}
-    total = sum(tensor.nbytes for tensor in state.values())
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": weight_map}
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def _write(tensors: dict[str, Tensor], path: str) -> None:
+def _write(tensors: dict[str, Tensor], path: str, safe: bool) -> None:
     try:
-        if ".bin." in os.path.basename(path):
-            torch.save(tensors, path)
-        else:
+        if safe:
             save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, path)
     except (SafetensorError, RuntimeError) as error:  # what a full disk raises there
         raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def _remove_stale(folder: str | os.PathLike[str], pattern: str, shards: Collection[str]) -> None:
-    """Remove the weights that `open_weights` would find before the new ones, and older shards of the same format."""
+    """Remove weights that `open_weights` would find before the new ones, and older shards of this format."""
     first = pattern.format(suffix="") + (".index.json" if len(shards) > 1 else "")
     before = WEIGHT_FILES[: WEIGHT_FILES.index(first)]
     stem, suffix = pattern.split("{suffix}")

@@ -1,10 +1,11 @@
-"""Configurations: the fields of a model, checked before anything is allocated, and the `config.json` they live in.
+"""Configurations: the fields of a model, checked before anything is allocated, and their `config.json`.
 
 Names, fields and defaults are those of transformers' AltCLIP and CLIP pages. Contract:
 
-- Every field is checked when it is set: a wrong type raises `TypeError`, a wrong value `ValueError`, and the message names
-  the field, the value and what is allowed. Sizes have generous upper bounds, so that a hostile file cannot ask for memory.
-- Unknown keys are kept as attributes and written back; keys that start with an underscore are kept and not written.
+- Every field is checked when it is set: a wrong type raises `TypeError`, a wrong value `ValueError`, and the
+  message names the field, the value and what is allowed. Sizes have generous upper bounds, so that a
+  hostile file cannot ask for memory.
+- Unknown keys are kept as attributes and written back; those that start with an underscore are not written.
 - `save_pretrained` writes what transformers reads, and leaves out common fields that hold their default.
 """
 
@@ -22,6 +23,7 @@ from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 
+from . import hub
 from .notices import warn_once
 
 CONFIG_NAME = "config.json"
@@ -30,8 +32,6 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 Rule = Callable[[str, Any], Any]
 
-# A label map of a million entries is 30 MB of JSON; a real config.json is under 10 kB.
-_MAX_JSON_BYTES = 64 * 2**20
 _MAX_LABELS = 1_000_000
 _MAX_POSITIONS = 10_000_000
 
@@ -117,7 +117,8 @@ def _id2label(field: str, value: Any) -> Any:
 def _label2id(field: str, value: Any) -> Any:
     if value is None:
         return value
-    if not isinstance(value, Mapping) or not all(type(key) is str and type(i) is int for key, i in value.items()):
+    plain = isinstance(value, Mapping) and all(type(k) is str and type(i) is int for k, i in value.items())
+    if not plain:
         _refuse(TypeError, field, value, "a dict of str -> int")
     return dict(value)
 
@@ -197,7 +198,7 @@ class Config:
     chunk_size_feed_forward: int = 0
     use_cache: bool = True
     position_embedding_type: str = "absolute"
-    id2label: dict[int, str] = None  # type: ignore[assignment]  # set to two labels when None, as in transformers
+    id2label: dict[int, str] = None  # type: ignore[assignment]  # None becomes two labels, as in transformers
     label2id: dict[str, int] = None  # type: ignore[assignment]
     problem_type: str | None = None
     dtype: torch.dtype | None = None
@@ -248,16 +249,19 @@ class Config:
         if self.id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
         elif num_labels not in (None, len(self.id2label)):
-            warn_once("config-num-labels", f"num_labels={num_labels} is ignored: id2label has {len(self.id2label)}")
+            message = f"num_labels={num_labels} is ignored: id2label has {len(self.id2label)} labels"
+            warn_once("config-num-labels", message)
         if self.label2id is None:
             self.label2id = {label: i for i, label in self.id2label.items()}
 
     def validate(self) -> None:
         """Check the fields against each other. Raises ValueError."""
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise ValueError(
-                f"{type(self).__name__}.problem_type is 'single_label_classification' with one label; it must be "
-                "'regression', or num_labels at least 2"
+            _refuse(
+                ValueError,
+                f"{type(self).__name__}.problem_type",
+                self.problem_type,
+                "'regression' for one label, or num_labels at least 2",
             )
 
     @property
@@ -308,13 +312,18 @@ class Config:
 
         Args:
             path_or_repo: folder, path of the JSON file, or hub id.
-            overrides: fields to set on top of the file's; a dict for `text_config` or `vision_config` changes only its keys.
+            overrides: fields to set on top of the file's; a dict for `text_config` or `vision_config` changes
+                only its keys.
 
         Raises:
             OSError: no such file. ValueError, TypeError: what is in it; the message names the file.
         """
         path = find_config(
-            path_or_repo, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            path_or_repo,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
         )
         config = cls._from_file(path, overrides)
         config.__dict__["_name_or_path"] = os.fspath(path_or_repo)
@@ -337,13 +346,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a dict as `to_dict` or `config.json` gives it. Raises ValueError for another kind of model."""
+        """Build from what `to_dict` or a `config.json` holds. Raises ValueError for another kind of model."""
         config = cls(**cls._own(dict(config_dict)))
         unknown = [name for name in overrides if not hasattr(config, name)]
         if unknown:
             raise TypeError(f"{cls.__name__} has no field {', '.join(unknown)}")
         if overrides:
-            config.update({k: v for k, v in overrides.items() if v != "auto" or k not in ("dtype", "torch_dtype")})
+            stored_dtype = {k for k in ("dtype", "torch_dtype") if overrides.get(k) == "auto"}
+            config.update({k: v for k, v in overrides.items() if k not in stored_dtype})
         return config
 
     @classmethod
@@ -362,7 +372,7 @@ class Config:
         return _as_dict(cls.part_key, found._prepared(values).get(cls.part_key)) if found.parts else values
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Set many attributes, or none when one of them is refused. A dict for a part changes only its keys."""
+        """Set many attributes, or none when one is refused. A dict for a part changes only its keys."""
         trial = copy.deepcopy(self)
         trial._assign(config_dict)
         trial.validate()
@@ -389,14 +399,14 @@ class Config:
         return json_text(self.to_dict(), use_diff)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `config.json` into a folder, which is made when it is not there. The file appears whole or not at all."""
+        """Write `config.json` into a folder, made if absent. The file appears whole or not at all."""
         text = self.to_json_string()
         os.makedirs(save_directory, exist_ok=True)
         with staged(save_directory) as path:
             write_text(path(CONFIG_NAME), text)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
@@ -410,7 +420,7 @@ Config._fields = _fields_of(Config)
 
 
 def json_text(config_dict: Mapping[str, Any], use_diff: bool = True) -> str:
-    """The text of `config.json` for a configuration's `to_dict()`. Raises ValueError for what JSON cannot hold."""
+    """The text of `config.json` for a `to_dict()`. Raises ValueError for what JSON cannot hold."""
     values = _without_defaults(config_dict, Config().to_dict()) if use_diff else config_dict
     try:
         return json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -426,7 +436,7 @@ def _without_defaults(values: Mapping[str, Any], common: dict[str, Any]) -> dict
 
 
 def _is_settable(cls: type, name: str) -> bool:
-    """A file may set any name but those of the class's own methods and constants: {"to_dict": 1} would replace one."""
+    """A file may set any name but those of methods and class constants: {"to_dict": 1} would hide one."""
     known = getattr(cls, name, None)
     return not hasattr(cls, name) or (isinstance(known, property) and known.fset is not None)
 
@@ -468,8 +478,8 @@ class _Tower(Config):
 class AltCLIPTextConfig(_Tower):
     """The XLM-R text tower of AltCLIP; the defaults are those of BAAI/AltCLIP.
 
-    `attention_probs_dropout_prob` is 0.1 as documented; a file written by transformers >= 5 without it means 0.0, the
-    default there.
+    `attention_probs_dropout_prob` is 0.1 as documented; a file written by transformers >= 5 without it
+    means 0.0, the default there.
     """
 
     model_type = "altclip_text_model"
@@ -504,8 +514,8 @@ class AltCLIPTextConfig(_Tower):
         rows = min(self.vocab_size, self.max_position_embeddings)
         # Positions are counted from the padding id, which is a row of both embeddings.
         if self.pad_token_id is None or not 0 <= self.pad_token_id < rows:
-            allowed = "an int from 0 to below vocab_size and max_position_embeddings"
-            _refuse(ValueError, f"{type(self).__name__}.pad_token_id", self.pad_token_id, f"{allowed}, {rows}")
+            allowed = f"an int from 0 to below vocab_size and max_position_embeddings, {rows}"
+            _refuse(ValueError, f"{type(self).__name__}.pad_token_id", self.pad_token_id, allowed)
 
 
 class CLIPTextConfig(_Tower):
@@ -559,7 +569,7 @@ class _VisionTower(_Tower):
 
 
 class AltCLIPVisionConfig(_VisionTower):
-    """The vision tower of AltCLIP. The defaults are ViT-B/32, as documented; BAAI/AltCLIP itself is ViT-L/14."""
+    """The vision tower of AltCLIP. The defaults are ViT-B/32, as documented; BAAI/AltCLIP is ViT-L/14."""
 
     model_type = "altclip_vision_model"
 
@@ -587,7 +597,7 @@ class _Pair(Config):
 
     @classmethod
     def _prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Legacy `text_config_dict` and `vision_config_dict` override the parts, with their defaults, as in transformers."""
+        """Legacy `text_config_dict` and `vision_config_dict`, completed by defaults, override the parts."""
         for name, part in cls.parts.items():
             legacy = values.pop(f"{name}_dict", None)
             if legacy is not None:
@@ -609,8 +619,9 @@ class AltCLIPConfig(_Pair):
     @classmethod
     def _prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = super()._prepared(values)
-        if _release(values) >= 5 and isinstance(values.get("text_config"), Mapping | None):
-            values["text_config"] = {"attention_probs_dropout_prob": 0.0} | dict(values.get("text_config") or {})
+        text = values.get("text_config")
+        if _release(values) >= 5 and isinstance(text, Mapping | None):
+            values["text_config"] = {"attention_probs_dropout_prob": 0.0} | dict(text or {})
         return values
 
 
@@ -644,7 +655,7 @@ def config_class_for(config_dict: Mapping[str, Any]) -> type[Config]:
         ValueError: the model type is none of ours; the message lists them.
     """
     kind = config_dict.get("model_type")
-    if kind == AltCLIPConfig.model_type or (kind == CLIPConfig.model_type and _has_xlm_roberta_text(config_dict)):
+    if kind == CLIPConfig.model_type and _has_xlm_roberta_text(config_dict):
         return AltCLIPConfig
     for cls in _CLASSES:
         if cls.model_type == kind:
@@ -657,8 +668,9 @@ def _has_xlm_roberta_text(config_dict: Mapping[str, Any]) -> bool:
     if not isinstance(text, Mapping):
         return False
     vocab = text.get("vocab_size")
-    own_keys = text.get("max_position_embeddings") == 514 or "type_vocab_size" in text or "project_dim" in text
-    return text.get("model_type") == "xlm-roberta" or (type(vocab) is int and vocab >= 250_000 and own_keys)
+    xlm = "type_vocab_size" in text or "project_dim" in text or text.get("max_position_embeddings") == 514
+    large = type(vocab) is int and vocab >= 250_000
+    return text.get("model_type") == "xlm-roberta" or (large and xlm)
 
 
 def _release(values: Mapping[str, Any]) -> int:
@@ -669,50 +681,36 @@ def _release(values: Mapping[str, Any]) -> int:
 
 def find_config(path_or_repo: str | os.PathLike[str], **where: Any) -> str:
     """The path of `config.json` in a folder or hub repository; a path to a file is itself. Raises OSError."""
-    from .hub import resolve_file  # on first use: a configuration made in memory needs no hub client
-
     if os.path.isfile(path_or_repo):
         return os.fspath(path_or_repo)
-    path = resolve_file(path_or_repo, CONFIG_NAME, **where)
+    path = hub.resolve_file(path_or_repo, CONFIG_NAME, **where)
     if path is None:
         raise FileNotFoundError(f"{os.fspath(path_or_repo)}: no {CONFIG_NAME} there")
     return os.fspath(path)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file. NaN and infinite numbers are refused. Raises ValueError naming the file, or OSError."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(_MAX_JSON_BYTES + 1)
-        if len(text) > _MAX_JSON_BYTES:
-            raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")
-        values = json.loads(text.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)}: not a JSON file of finite numbers: {error}") from error
-    if not isinstance(values, dict) or not _is_shallow(values, levels=32):
-        raise ValueError(f"{os.fspath(path)}: holds {reprlib.repr(values)}; it must be a JSON object, nested 32 levels at most")
+    """The object in a JSON file of finite numbers. Raises ValueError or OSError, which name the file."""
+    values = hub.read_json(path)
+    if not _is_sane(values, levels=32):
+        raise ValueError(f"{os.fspath(path)}: has NaN or infinite numbers, or more than 32 levels")
     return values
 
 
-def _is_shallow(value: Any, levels: int) -> bool:
-    """Deeper files would end in a RecursionError when they are copied or written again."""
+def _is_sane(value: Any, levels: int) -> bool:
+    """NaN is no JSON, and a deeper file would end in a RecursionError when it is copied or written again."""
+    if isinstance(value, float):
+        return math.isfinite(value)
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_shallow(item, levels - 1) for item in items)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
-    return number
+    return levels > 0 and all(_is_sane(item, levels - 1) for item in items)
 
 
 @contextlib.contextmanager
 def staged(folder: str | os.PathLike[str]) -> Iterator[Callable[[str], str]]:
-    """Files that appear in a folder when the block ends well, in the order they were asked for, and not at all otherwise.
+    """Files that appear in a folder when the block ends well, in the order of asking, or not at all.
 
-    Yields a function from a file's final name to the path to write now, which lies in the same folder: a rename replaces
-    a file at once, and whoever has the old one mapped or open keeps it.
+    Yields a function from a file's final name to the path to write now, in the same folder: a rename
+    replaces a file at once, and whoever has the old one mapped or open keeps it.
     """
     written: dict[str, str] = {}
 

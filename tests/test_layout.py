@@ -22,7 +22,7 @@ LAYERS = [
     {"ops"},
     {"checkpoint", "processing"},
     {"models", "quantization", "runtime", "testing"},
-    {"encoder", "auto", "accelerate"},
+    {"encoder", "auto", "accelerate", "pipeline", "doctor"},
     {"cli", "__main__"},
 ]
 LEVEL = {stem: level for level, stems in enumerate(LAYERS) for stem in stems}
@@ -52,8 +52,7 @@ def imports_of(name: str) -> list[tuple[str, int, bool]]:
     def resolve(base: str, alias: str) -> str:
         """`from base import alias`: the submodule if there is one, else `base` itself."""
         target = f"{base}.{alias}"
-        is_folder = target == f"{PACKAGE}.kernels" or (ROOT / target.replace(".", "/")).is_dir()
-        return target if target in FILES or is_folder else base
+        return target if target in FILES or (base == PACKAGE and alias in LEVEL) else base
 
     def visit(node: ast.AST, inside: bool) -> None:
         if isinstance(node, ast.Import):
@@ -192,7 +191,7 @@ def test_no_file_names_a_machine_or_a_registry():
     # As patterns, so that this file is not found itself.
     folders = "work|opt|root"
     hosts = r"(?:pypi|anaconda|pythonhosted)\.org|download\.pytorch|pypi\.nvidia|npmjs\.org"
-    forbidden = re.compile(rf"(?<![\w.\-])/(?:{folders})/|{hosts}".encode())
+    forbidden = re.compile(rf"(?<![\w.~\-])/(?:{folders})/|{hosts}".encode())
     found = [
         f"{file.relative_to(ROOT)}: {hit.group().decode()}"
         for file in repository_files()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..config import Config
+from ..config import Config, parse_dtype
+from ..notices import warn_once
 
 ATTENTION = (None, "sdpa", "eager", "altclip_fast")
 
@@ -80,7 +81,7 @@ class Model(nn.Module):
             raise ValueError(f"quantization {given!r} is not supported; pass None, or dtype=torch.bfloat16 for half the memory")
         if attn_implementation not in ATTENTION:
             raise ValueError(f"attn_implementation is {attn_implementation!r}; choose one of {ATTENTION[1:]} or None")
-        wanted = _dtype(dtype if dtype is not None else torch_dtype)
+        wanted = parse_dtype("dtype", dtype if dtype is not None else torch_dtype)
         target = _device(device, device_map)
         hub = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
         if config is None:
@@ -89,8 +90,17 @@ class Model(nn.Module):
             raise TypeError(f"from_pretrained got config and also {', '.join(config_values)}; set them in the config")
         with torch.device("meta"):
             model = cls(config)
-        checkpoint.load_into(model, path_or_repo, dtype=wanted, device=target, new_names=cls.new_parameters, **hub)
+        own = cls.__name__ in (config.architectures or ())
+        fresh = checkpoint.load_into(model, path_or_repo, dtype=wanted, device=target,
+                                     new_names=frozenset() if own else cls.new_parameters, **hub)
+        if fresh:
+            model.init_head(target, wanted)
+            warn_once(f"fresh-{cls.__name__}", f"{os.fspath(path_or_repo)} has no {', '.join(fresh)}: "
+                      f"the new head of {cls.__name__} is random, and has to be trained")
         return model.eval()
+
+    def init_head(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """Give the parameters in `new_parameters` storage and initial values."""
 
     @classmethod
     def from_config(cls, config: Config, dtype: torch.dtype | None = None) -> Self:
@@ -165,15 +175,6 @@ def normal_(tensor: Tensor, std: float) -> None:
 def zeros_(*tensors: Tensor) -> None:
     for tensor in tensors:
         nn.init.zeros_(tensor)
-
-
-def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
-    if value is None or value == "auto":
-        return None
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {value!r}; a floating torch dtype, its name, 'auto' or None is needed")
-    return found
 
 
 def _device(device: torch.device | str | int | None, device_map: Any) -> torch.device | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -208,9 +209,16 @@ class CLIPForImageClassification(Model):
         vision = config.vision_config
         self.vision_model = CLIPVisionModel(vision)
         self.classifier = Linear(vision.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self._init_classifier()
+
+    def _init_classifier(self) -> None:
         if isinstance(self.classifier, Linear):
-            normal_(self.classifier.weight, vision.hidden_size**-0.5 * config.initializer_factor)
+            normal_(self.classifier.weight, self.classifier.in_features**-0.5 * self.config.initializer_factor)
             zeros_(self.classifier.bias)
+
+    def init_head(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        self.classifier.to_empty(device=device or "cpu").to(dtype or self.dtype)
+        self._init_classifier()
 
     def forward(
         self,

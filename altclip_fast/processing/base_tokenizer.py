@@ -7,37 +7,33 @@ unknown keywords are TypeErrors, and encoding never changes the tokenizer, so th
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
-import torch
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ..hub import resolve_file
 from ..notices import warn_once
 from . import truncation as lengths_of
-from .encoding import BatchEncoding
-from .special_tokens import NAMES, SpecialTokens, Token, added_token
+from .encoding import BatchEncoding, as_lists, tensor_type_of
 from .text_rows import text_rows
 from .tokenizer_files import read_settings, write_json
 from .truncation import Lengths
+from .vocabulary import Vocabulary, is_token
 
 _UNSET_LENGTH = int(1e30)  # the hub's value for "no limit known"
 
 _OPTIONS = frozenset(
-    ("model_max_length", "max_len", "padding_side", "truncation_side", "model_input_names", "name_or_path")
-    + ("clean_up_tokenization_spaces", "split_special_tokens", "processor_class", "chat_template", "verbose")
-    + ("extra_special_tokens", "additional_special_tokens", "added_tokens_decoder", "init_kwargs")
+    "model_max_length max_len padding_side truncation_side model_input_names name_or_path init_kwargs verbose "
+    "clean_up_tokenization_spaces split_special_tokens processor_class chat_template "
+    "extra_special_tokens additional_special_tokens added_tokens_decoder".split()
 )
-_CONFIGURABLE = _OPTIONS | {"add_prefix_space", "legacy_added_tokens"}  # what the files in a folder may set
 
 
-class BaseTokenizer(SpecialTokens):
+class BaseTokenizer(Vocabulary):
     """Encoding, decoding, padding, special tokens, loading and saving. Not used on its own.
 
     Args:
@@ -54,25 +50,31 @@ class BaseTokenizer(SpecialTokens):
 
     vocab_files_names: ClassVar[dict[str, str]] = {}
     required_files: ClassVar[tuple[tuple[str, ...], ...]] = ()  # alternatives, by constructor argument
+    own_options: ClassVar[frozenset[str]] = frozenset({"legacy_added_tokens"})  # beside `_OPTIONS`
     padding_side: str = "right"
     truncation_side: str = "right"
     is_fast = True
     pad_token_type_id = 0
 
     def __init__(self, backend: Tokenizer, named_tokens: Mapping[str, Any], options: dict[str, Any]) -> None:
-        self._backend = backend
-        self._other_backend: Tokenizer | None = None
-        further = {name: options.pop(name) for name in list(options) if _is_token(name, options[name])}
+        further = {name: options.pop(name) for name in list(options) if is_token(name, options[name])}
         unknown = sorted(set(options) - _OPTIONS)
         if unknown:
             raise TypeError(f"{type(self).__name__} got unknown arguments: {', '.join(unknown)}")
         self._set_options(options)
-        self._set_tokens({**named_tokens, **further}, options)
-        backend.encode_special_tokens = self.split_special_tokens
-        self._prefix_is_safe = _prefix_is_safe(backend)
+        super().__init__(
+            backend,
+            {**named_tokens, **further},
+            options.get("extra_special_tokens") or options.get("additional_special_tokens") or [],
+            options.get("added_tokens_decoder") or {},
+            bool(options.get("split_special_tokens", False)),
+        )
 
     def _set_options(self, options: Mapping[str, Any]) -> None:
         max_length = options.get("model_max_length", options.get("max_len"))
+        # JSON files write the value for "no limit" as 1e30 too, which reads as a float
+        max_length = int(max_length) if isinstance(max_length, float) else max_length
+        max_length = lengths_of.whole_number("model_max_length", max_length, 1)
         self.model_max_length: int = _UNSET_LENGTH if max_length is None else max_length
         self.padding_side = lengths_of.side("padding_side", options.get("padding_side", self.padding_side))
         self.truncation_side = lengths_of.side(
@@ -81,38 +83,10 @@ class BaseTokenizer(SpecialTokens):
         names = options.get("model_input_names") or ("input_ids", "attention_mask")
         self.model_input_names = list(names)
         self.clean_up_tokenization_spaces = bool(options.get("clean_up_tokenization_spaces", False))
-        self.split_special_tokens = bool(options.get("split_special_tokens", False))
         self.name_or_path = str(options.get("name_or_path", ""))
         self.processor_class = options.get("processor_class")
         self.chat_template = options.get("chat_template")
         self.init_kwargs: dict[str, Any] = dict(options.get("init_kwargs") or {})
-
-    def _set_tokens(self, named: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """Make every special and added token known to the backend, in the order that fixes their ids."""
-        given = options.get("added_tokens_decoder") or {}
-        added = [added_token(token) for _, token in sorted(given.items(), key=lambda item: int(item[0]))]
-        by_content = {str(token): token for token in added}
-        extra = options.get("extra_special_tokens") or options.get("additional_special_tokens") or []
-        if isinstance(extra, Mapping):
-            named, extra = {**named, **extra}, []
-        self._named_tokens = dict.fromkeys(NAMES)
-        for name, token in named.items():
-            if token is not None:
-                token = token if isinstance(token, str) else added_token(token)
-                self._named_tokens[name] = by_content.get(str(token), token)
-        self._extra_tokens = [token if isinstance(token, str) else added_token(token) for token in extra]
-        names = {str(token) for token in self._named_tokens.values() if token is not None}
-        tokens: dict[str, Token] = dict(by_content)
-        for token in (*self._named_tokens.values(), *self._extra_tokens):
-            if token is not None:
-                tokens.setdefault(str(token), token)
-        self._backend.add_tokens([_as_special(token, str(token) in names) for token in tokens.values()])
-
-    def _ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
-        """The beginning and the end token with their ids."""
-        if self.bos_token is None or self.eos_token is None:
-            raise ValueError(f"{type(self).__name__} needs a bos_token and an eos_token")
-        return (self.bos_token, self.bos_token_id), (self.eos_token, self.eos_token_id)
 
     # -- loading and saving
 
@@ -156,10 +130,11 @@ class BaseTokenizer(SpecialTokens):
         settings = read_settings(find, overrides)
         arguments = {**cls._find_vocabulary(find, pretrained_model_name_or_path), **overrides}
         for name in list(settings):
-            if name in _CONFIGURABLE or _is_token(name, settings[name]):
+            if name in _OPTIONS | cls.own_options or is_token(name, settings[name]):
                 arguments.setdefault(name, settings.pop(name))
         arguments.setdefault("name_or_path", str(pretrained_model_name_or_path))
-        return cls(**arguments, init_kwargs=settings)
+        build: Any = cls  # each class has its own signature
+        return build(**arguments, init_kwargs=settings)
 
     @classmethod
     def _find_vocabulary(cls, find: Any, source: Any) -> dict[str, Path]:
@@ -223,112 +198,6 @@ class BaseTokenizer(SpecialTokens):
     ) -> tuple[str, ...]:
         """Write the vocabulary files alone into an existing folder and return their paths."""
         raise NotImplementedError
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        clone = object.__new__(type(self))
-        memo[id(self)] = clone
-        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return clone
-
-    # -- vocabulary
-
-    @property
-    def backend_tokenizer(self) -> Tokenizer:
-        """The `tokenizers.Tokenizer` underneath."""
-        return self._backend
-
-    @property
-    def vocab_size(self) -> int:
-        """The size of the vocabulary without added tokens; `len(tokenizer)` counts them too."""
-        return self._backend.get_vocab_size(with_added_tokens=False)
-
-    def __len__(self) -> int:
-        return self._backend.get_vocab_size(with_added_tokens=True)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Token -> id, added tokens included."""
-        return self._backend.get_vocab(with_added_tokens=True)
-
-    @property
-    def vocab(self) -> dict[str, int]:
-        """The same as `get_vocab()`."""
-        return self.get_vocab()
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id -> token of special and added tokens."""
-        return self._backend.get_added_tokens_decoder()
-
-    @property
-    def added_tokens_encoder(self) -> dict[str, int]:
-        """Token -> id of special and added tokens, by id."""
-        return {str(token): index for index, token in sorted(self.added_tokens_decoder.items())}
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """The same as `added_tokens_encoder`."""
-        return self.added_tokens_encoder
-
-    def add_tokens(self, new_tokens: Token | Sequence[Token], special_tokens: bool = False) -> int:
-        """Add tokens at the end of the vocabulary and return how many were new. Not while another thread encodes."""
-        tokens = [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else list(new_tokens or [])
-        if not _are_tokens(tokens):
-            raise TypeError(f"new tokens must be str or AddedToken, not {tokens!r}")
-        add = self._backend.add_special_tokens if special_tokens else self._backend.add_tokens
-        count = add(tokens)
-        self._other_backend = None
-        self._prefix_is_safe = _prefix_is_safe(self._backend)
-        return count
-
-    def add_special_tokens(
-        self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
-    ) -> int:
-        """Set special tokens by name (`{"pad_token": "[PAD]"}`, `{"extra_special_tokens": [...]}`), adding new ones.
-
-        Returns:
-            How many tokens the vocabulary grew by.
-
-        Raises:
-            ValueError: a key that names no special token, or a value that is no token.
-        """
-        names = {*self._named_tokens, "extra_special_tokens"}
-        tokens: list[AddedToken] = []
-        for key, value in special_tokens_dict.items():
-            key = "extra_special_tokens" if key == "additional_special_tokens" else key
-            if key not in names:
-                raise ValueError(f"{key} is not a special token; these are: {sorted(names)}")
-            values = value if key == "extra_special_tokens" else [value]
-            if not isinstance(values, (list, tuple)) or not _are_tokens(values):
-                raise ValueError(f"{key} must be str or AddedToken, not {value!r}")
-            plain = {"normalized": False, "special": True}
-            new = [added_token(item, **plain) if isinstance(item, str) else item for item in values]
-            if key == "extra_special_tokens":
-                kept = [] if replace_extra_special_tokens else self._extra_tokens
-                known = {str(token) for token in kept}
-                self._extra_tokens = [*kept, *(token for token in new if str(token) not in known)]
-            else:
-                self._named_tokens[key] = new[0]
-            tokens += new
-        return self.add_tokens(tokens, special_tokens=True)
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of one token, or the ids of several; the unknown token's id for those not in the vocabulary."""
-        if isinstance(tokens, str):
-            index = self._backend.token_to_id(tokens)
-            return index if index is not None else self._unknown_id()
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def _unknown_id(self) -> int | None:
-        return self._backend.token_to_id(self.unk_token) if self.unk_token is not None else None
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of one id (None where the vocabulary has none), or the tokens of several."""
-        if isinstance(ids, (int, np.integer)):
-            return self._id_to_token(int(ids))
-        skip = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self._id_to_token(int(index)) for index in ids if int(index) not in skip]
-
-    def _id_to_token(self, index: int) -> str | None:
-        return self._backend.id_to_token(index) if 0 <= index < 2**32 else None
 
     # -- encoding
 
@@ -443,15 +312,6 @@ class BaseTokenizer(SpecialTokens):
     def max_len_sentences_pair(self) -> int:
         """How many tokens of two texts together the model takes beside the special ones."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
-
-    def _backend_for(self, split_special_tokens: bool | None) -> Tokenizer:
-        if split_special_tokens is None or bool(split_special_tokens) == self.split_special_tokens:
-            return self._backend
-        if self._other_backend is None:
-            other = copy.deepcopy(self._backend)
-            other.encode_special_tokens = not self.split_special_tokens
-            self._other_backend = other
-        return self._other_backend
 
     def _lengths(
         self,
@@ -583,8 +443,8 @@ class BaseTokenizer(SpecialTokens):
         main = self.model_input_names[0]
         if not isinstance(encoded_inputs, Mapping) or main not in encoded_inputs:
             raise ValueError(f"pad needs {main}, got {list(encoded_inputs)}")
-        data = {name: _as_lists(value) for name, value in encoded_inputs.items()}
-        return_tensors = return_tensors or _tensor_type(encoded_inputs[main])
+        data = {name: as_lists(value) for name, value in encoded_inputs.items()}
+        return_tensors = return_tensors or tensor_type_of(encoded_inputs[main])
         masks = _given(return_attention_mask, "attention_mask" in self.model_input_names)
         single = bool(data[main]) and not isinstance(data[main][0], list)
         if single:
@@ -667,7 +527,7 @@ class BaseTokenizer(SpecialTokens):
         """
         if isinstance(token_ids, Mapping):
             token_ids = token_ids["input_ids"]
-        ids = _as_lists(token_ids)
+        ids = as_lists(token_ids)
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         row = ids if isinstance(ids, list) else [ids]
@@ -704,48 +564,5 @@ class BaseTokenizer(SpecialTokens):
         )
 
 
-def _is_token(name: str, value: Any) -> bool:
-    return name in NAMES or (name.endswith("_token") and isinstance(value, (str, AddedToken)))
-
-
-def _are_tokens(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, (str, AddedToken)) for value in values)
-
-
-def _as_special(token: Token, is_named: bool) -> AddedToken:
-    if isinstance(token, str):
-        return AddedToken(token, special=True)
-    return added_token(token, special=True) if is_named else token
-
-
-def _prefix_is_safe(backend: Tokenizer) -> bool:
-    """Whether `safe_prefix` holds: no added token spans a space, and the normaliser keeps one between letters."""
-
-    def normalised(text: str) -> str:
-        return backend.normalizer.normalize_str(text) if backend.normalizer is not None else text
-
-    if normalised("a a") != f"{normalised('a')} {normalised('a')}":
-        return False
-    contents = [token.content for token in backend.get_added_tokens_decoder().values()]
-    return not any(c.isspace() for content in contents for c in content + normalised(content))
-
-
 def _given(value: bool | None, default: bool) -> bool:
     return default if value is None else bool(value)
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_as_lists(item) if not isinstance(item, int) else item for item in value]
-    return value
-
-
-def _tensor_type(value: Any) -> str | None:
-    """The `return_tensors` that gives back what `value` is made of."""
-    while isinstance(value, (list, tuple)) and value:
-        value = value[0]
-    if isinstance(value, torch.Tensor):
-        return "pt"
-    return "np" if isinstance(value, (np.ndarray, np.generic)) else None

@@ -119,3 +119,21 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         )
     # an empty batch has no integers to infer the type from
     return array if array.size else array.astype(np.int64)
+
+
+def as_lists(value: Any) -> Any:
+    """Tensors and arrays, alone or in lists, as Python numbers in lists."""
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [as_lists(item) if not isinstance(item, int) else item for item in value]
+    return value
+
+
+def tensor_type_of(value: Any) -> str | None:
+    """The `return_tensors` that gives back what `value` is made of."""
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    if isinstance(value, torch.Tensor):
+        return "pt"
+    return "np" if isinstance(value, (np.ndarray, np.generic)) else None

@@ -1,16 +1,20 @@
 """Sizes of a resized image, and Pillow's resize cut down to what a centre crop keeps.
 
-Pillow resizes in two passes, columns first, then rows, with 8-bit pixels in between. In each pass a row (a column)
-depends on nothing but itself, so pixels that the crop throws away need not be computed, and the rest keeps its bits.
-That saves a sixth of the time on a photo of 3:2, and turns the 5000 x 1 image, which would become 1,120,000 x 224,
-from gigabytes into megabytes.
+Pillow resizes in two passes, one along the rows and one along the columns, with 8-bit pixels in between. In each pass
+a line depends on nothing but itself, so pixels that the crop throws away need not be computed, and the rest keeps its
+bits. That saves 10 to 20 % of the time on photos of 3:2, and turns the 5000 x 1 image, which would become
+1,120,000 x 224, from gigabytes into megabytes. Which pass comes first shows in the bits, and is Pillow's own affair:
+it is checked once per process, and a Pillow that does something else gets the plain call.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
+from random import Random
 
+import PIL
 from PIL import Image
 
 MAX_RESIZED_PIXELS = 2**30
@@ -88,19 +92,49 @@ def resize_and_crop(
     height, width = size
     if crop is None:
         return image.resize((width, height), resample)
-    left, top, right, bottom = crop_window(height, width, crop)
+    window = crop_window(height, width, crop)
+    cuts = window[0] > 0 or window[1] > 0
     # Pillow resizes LA and RGBA premultiplied, and NEAREST in one go: no two passes to take apart.
-    if image.mode not in ("L", "RGB") or resample not in _FILTERS or (left <= 0 and top <= 0):
-        return image.resize((width, height), resample).crop((left, top, right, bottom))
+    if cuts and image.mode in ("L", "RGB") and resample in _FILTERS and _passes_are_known():
+        return _by_passes(image, size, window, resample)
+    return image.resize((width, height), resample).crop(window)
+
+
+@cache
+def _passes_are_known() -> bool:
+    """Do the passes of `_by_passes` give the bits of Pillow's own call, for the shapes that photos come in?"""
+    shapes = [(30, 45), (45, 30), (40, 90), (90, 40), (6, 20), (20, 6), (1, 9), (9, 1)]
+    return all(_same_bits(height, width) for height, width in shapes)
+
+
+def _same_bits(height: int, width: int) -> bool:
+    image = Image.frombytes("L", (width, height), Random(0).randbytes(height * width))
+    size = output_size(height, width, {"shortest_edge": 16}, "")
+    window = crop_window(*size, (16, 16))
+    whole = image.resize((size[1], size[0]), Image.Resampling.BICUBIC).crop(window)
+    return _by_passes(image, size, window, Image.Resampling.BICUBIC).tobytes() == whole.tobytes()
+
+
+def _by_passes(
+    image: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling
+) -> Image.Image:
+    height, width = size
+    left, top, right, bottom = window
+    if _pillow_resizes_height_first(image, size):
+        image = image.resize((image.width, height), resample).crop((0, top, image.width, bottom))
+        return image.resize((width, bottom - top), resample).crop((left, 0, right, bottom - top))
     if width != image.width:
-        rows = _rows_below(image.height, height, top, bottom)
-        image = _resize_columns(image, width, rows, resample)
+        image = _resize_width(image, width, _rows_below(image.height, height, top, bottom), resample)
     if left > 0:
         image = image.crop((left, 0, right, image.height))
         left, right = 0, right - left
-    if height == image.height:
-        return image.crop((left, top, right, bottom))
-    return _resize_rows(image, height, (left, top, right, bottom), resample)
+    return _resize_height(image, height, (left, top, right, bottom), resample)
+
+
+def _pillow_resizes_height_first(image: Image.Image, size: tuple[int, int]) -> bool:
+    """Pillow 13 does where the height loses more than twice as many pixels as the width; Pillow 12 never does."""
+    lost_height, lost_width = image.height - size[0], image.width - size[1]
+    return int(PIL.__version__.split(".")[0]) >= 13 and lost_height > max(0, 2 * lost_width)
 
 
 def _rows_below(old: int, new: int, top: int, bottom: int) -> tuple[int, int]:
@@ -110,7 +144,7 @@ def _rows_below(old: int, new: int, top: int, bottom: int) -> tuple[int, int]:
     return max(0, math.floor(top * scale) - margin), min(old, math.ceil(bottom * scale) + margin)
 
 
-def _resize_columns(
+def _resize_width(
     image: Image.Image, width: int, rows: tuple[int, int], resample: Image.Resampling
 ) -> Image.Image:
     """The first pass, over `rows` alone; the other rows are zeros."""
@@ -123,10 +157,10 @@ def _resize_columns(
     return canvas
 
 
-def _resize_rows(
+def _resize_height(
     image: Image.Image, height: int, window: tuple[int, int, int, int], resample: Image.Resampling
 ) -> Image.Image:
-    """The second pass, then the crop to `window`; in strips, where the whole would be large."""
+    """The second pass, then the crop to `window`; in strips where the whole would be large."""
     columns = max(1, _STRIP_PIXELS // height)
     if columns >= image.width:
         return image.resize((image.width, height), resample).crop(window)

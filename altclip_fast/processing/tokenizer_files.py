@@ -17,10 +17,10 @@ from ..hub import read_json
 from .special_tokens import NAMES, added_token
 
 # A tokenizer_config.json must not choose which files are read: only the folder or the caller does.
-_NOT_SETTINGS = (
-    ("tokenizer_class", "tokenizer_file", "vocab_file", "merges_file", "vocab", "merges", "init_kwargs")
-    + ("name_or_path", "auto_map", "init_inputs", "is_local", "local_files_only", "backend", "add_bos_token")
-    + ("add_eos_token", "files_loaded", "special_tokens_map_file")
+_NOT_SETTINGS = frozenset(
+    "tokenizer_class tokenizer_file vocab_file merges_file vocab merges init_kwargs name_or_path auto_map "
+    "init_inputs is_local local_files_only backend add_bos_token add_eos_token files_loaded "
+    "special_tokens_map_file legacy_added_tokens".split()
 )
 
 
@@ -77,7 +77,7 @@ class Stored:
     """
 
     vocab: Any
-    merges: list[tuple[str, ...]] = field(default_factory=list)
+    merges: list[tuple[str, str]] = field(default_factory=list)
     charsmap: bytes = b""
     added_tokens: dict[int, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def read_tokenizer_json(path: str | os.PathLike[str], model_type: str) -> Stored
     try:
         return Stored(
             vocab=model["vocab"],
-            merges=[_merge(merge) for merge in model.get("merges") or ()],
+            merges=[as_merge(merge) for merge in model.get("merges") or ()],
             charsmap=_charsmap(content.get("normalizer")),
             added_tokens={token["id"]: added_token(token) for token in content.get("added_tokens") or ()},
             defaults=_defaults(content),
@@ -109,8 +109,12 @@ def read_tokenizer_json(path: str | os.PathLike[str], model_type: str) -> Stored
         raise ValueError(f"{path} is not a tokenizer of a known form: {error!r}") from error
 
 
-def _merge(merge: Any) -> tuple[str, ...]:
-    return tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+def as_merge(merge: Any) -> tuple[str, str]:
+    """The two tokens of a merge that is a pair, or a string with a space between them; else ValueError."""
+    parts = merge.split(" ") if isinstance(merge, str) else list(merge)
+    if len(parts) != 2:
+        raise ValueError(f"a merge has two tokens, not {merge!r}")
+    return parts[0], parts[1]
 
 
 def _charsmap(normalizer: Any) -> bytes:

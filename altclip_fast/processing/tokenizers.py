@@ -24,7 +24,7 @@ from ..hub import read_json
 from .base_tokenizer import BaseTokenizer
 from .sentencepiece_model import read_sentencepiece
 from .special_tokens import Token, added_token
-from .tokenizer_files import Stored, read_merges, read_tokenizer_json
+from .tokenizer_files import Stored, as_merge, read_merges, read_tokenizer_json
 
 _SPACE = "▁"  # U+2581 marks the beginning of a word
 
@@ -59,6 +59,7 @@ class XLMRobertaTokenizer(BaseTokenizer):
 
     vocab_files_names = {"vocab_file": "sentencepiece.bpe.model", "tokenizer_file": "tokenizer.json"}
     required_files = (("tokenizer_file",), ("vocab_file",))
+    own_options = BaseTokenizer.own_options | {"add_prefix_space"}
 
     def __init__(
         self,
@@ -285,12 +286,12 @@ def _bpe_vocab(vocab: PathLike | Mapping[str, int] | None, special: Sequence[Tok
     return dict(vocab)
 
 
-def _bpe_merges(merges: PathLike | Sequence[str | tuple[str, str]] | None) -> list[tuple[str, ...]]:
+def _bpe_merges(merges: PathLike | Sequence[str | tuple[str, str]] | None) -> list[tuple[str, str]]:
     if merges is None:
         return []
     if isinstance(merges, (str, os.PathLike)):
-        return list(read_merges(merges))
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+        return read_merges(merges)
+    return [as_merge(merge) for merge in merges]
 
 
 def _with_stored(options: Mapping[str, Any], stored: Stored) -> dict[str, Any]:

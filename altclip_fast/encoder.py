@@ -1,0 +1,337 @@
+"""A model and its processor in one object: photos and sentences in, embeddings and labels out."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import ops
+from .auto import AutoModel, AutoProcessor
+from .models.joint import DualEncoder
+from .notices import warn_once
+from .processing.loading import load_image
+from .processing.processors import AltCLIPProcessor, CLIPProcessor
+
+TEMPLATE = "This is a photo of {}."
+_KEPT_LABEL_SETS = 16
+
+
+class Failure(NamedTuple):
+    """An image that could not be read: its place in the input, what was given, and why."""
+
+    index: int
+    source: str
+    error: str
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | str | None = None,
+    quantization: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Encoder:
+    """A checkpoint's model and processor.
+
+    Args:
+        name: a folder in the hub's layout, or a hub id.
+        device: of the model; None is the first CUDA device where there is one, else the CPU.
+        dtype: of the model; None keeps the stored one.
+        quantization: None; quantised weights are not supported yet.
+        revision, local_files_only, cache_dir, token: for a hub id, as in huggingface_hub.
+
+    Raises:
+        OSError: a file is absent or damaged. ValueError: the checkpoint does not fit, or is no AltCLIP or CLIP.
+    """
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir,
+                             "token": token}
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    processor = AutoProcessor.from_pretrained(name, **where)
+    model = AutoModel.from_pretrained(name, device=device, dtype=dtype, quantization=quantization, **where)
+    return Encoder(model, processor)
+
+
+class Encoder:
+    """A dual encoder with its processor.
+
+    Args:
+        model: `AltCLIPModel` or `CLIPModel`.
+        processor: `AltCLIPProcessor` or `CLIPProcessor`.
+
+    Raises:
+        TypeError: either is something else.
+    """
+
+    def __init__(self, model: DualEncoder, processor: AltCLIPProcessor | CLIPProcessor) -> None:
+        if not isinstance(model, DualEncoder):
+            raise TypeError(f"model must be an AltCLIPModel or a CLIPModel, not {type(model).__name__}")
+        if not isinstance(processor, AltCLIPProcessor | CLIPProcessor):
+            raise TypeError(f"processor must be an AltCLIPProcessor or a CLIPProcessor, not {type(processor).__name__}")
+        self.model = model.eval()
+        self.processor = processor
+        self._labels: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.model.config.projection_dim
+
+    @property
+    def max_text_length(self) -> int:
+        """Tokens that a text may have, the special ones included."""
+        config = self.model.config.text_config
+        positions = config.max_position_embeddings
+        if hasattr(self.model.text_model, "word_embedding"):  # XLM-R counts its positions from pad + 1
+            positions -= config.pad_token_id + 1
+        return min(positions, self.processor.tokenizer.model_max_length)
+
+    def encode_image(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 32,
+        normalize_embeddings: bool = True,
+        show_progress_bar: bool | None = None,
+        errors: str = "raise",
+    ) -> Any:
+        """Embed images.
+
+        Args:
+            images: one image or many: paths, bytes, PIL images, numpy arrays, tensors.
+            batch_size: images that go through the model at once.
+            normalize_embeddings: give rows of length 1.
+            show_progress_bar: on stderr; None shows it for several batches on a terminal.
+            errors: "raise" stops at the first image that cannot be read; "skip" leaves it out and reports it.
+
+        Returns:
+            [N, embedding_dim] float32 on the CPU, in the order of the input. With errors="skip" a pair: the
+            embeddings of the images that could be read, and a list of `Failure` for the others.
+
+        Raises:
+            ValueError, TypeError, OSError: an argument or an image is not valid; an image is named by its index
+                and path.
+        """
+        _check_batching(batch_size)
+        if errors not in ("raise", "skip"):
+            raise ValueError(f"errors is {errors!r}; choose 'raise' or 'skip'")
+        sources = as_list(images)
+        parts: list[Tensor] = []
+        failures: list[Failure] = []
+        with torch.inference_mode():
+            for start in _progress(range(0, len(sources), batch_size), "images", show_progress_bar):
+                pixels = []
+                for index in range(start, min(start + batch_size, len(sources))):
+                    try:
+                        pixels.append(self._pixels(sources[index]))
+                    except (ValueError, TypeError, OSError) as error:
+                        failure = Failure(index, _name(sources[index]), str(error))
+                        if errors == "raise":
+                            kind = next(k for k in (TypeError, ValueError, OSError) if isinstance(error, k))
+                            raise kind(f"image {index} ({failure.source}): {error}") from error
+                        failures.append(failure)
+                if pixels:
+                    batch = torch.cat(pixels).to(self.device)
+                    parts.append(self._finish(self.model.image_features(batch), normalize_embeddings))
+        found = torch.cat(parts) if parts else torch.empty(0, self.embedding_dim)
+        return found if errors == "raise" else (found, failures)
+
+    def encode_text(
+        self,
+        texts: str | Sequence[str],
+        *,
+        batch_size: int = 32,
+        normalize_embeddings: bool = True,
+        show_progress_bar: bool | None = None,
+    ) -> Tensor:
+        """Embed texts. Those that are longer than the model's length are cut, and a warning says how many.
+
+        Args:
+            texts: one text or many.
+            batch_size: texts that go through the model at once; texts of similar length go together.
+            normalize_embeddings: give rows of length 1.
+            show_progress_bar: on stderr; None shows it for several batches on a terminal.
+
+        Returns:
+            [N, embedding_dim] float32 on the CPU, in the order of the input.
+
+        Raises:
+            ValueError, TypeError: an argument is not valid, or a text is no string (its index is named).
+        """
+        _check_batching(batch_size)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids = self._tokenize(texts)
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        found = torch.empty(len(ids), self.embedding_dim)
+        with torch.inference_mode():
+            for start in _progress(range(0, len(order), batch_size), "texts", show_progress_bar):
+                chosen = order[start : start + batch_size]
+                batch = self.processor.tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
+                features = self.model.text_features(input_ids=batch["input_ids"].to(self.device),
+                                                    attention_mask=batch["attention_mask"].to(self.device))
+                found[chosen] = self._finish(features, normalize_embeddings)
+        return found
+
+    def classifier(self, labels: Sequence[str], template: str | Sequence[str] = TEMPLATE) -> Classifier:
+        """A zero-shot classifier. The text tower runs here, once, and never again.
+
+        Args:
+            labels: the names to choose among.
+            template: a sentence with `{}` for the label; several are averaged, which is more accurate.
+
+        Raises:
+            ValueError, TypeError: there are no labels, one is no string, or a template lacks its `{}`.
+        """
+        labels = check_labels(labels)
+        templates = [template] if isinstance(template, str) else list(template)
+        return Classifier(self, labels, self._label_embeddings(labels, templates))
+
+    def _label_embeddings(self, labels: list[str], templates: list[str]) -> Tensor:
+        """[labels, D], of length 1; the last few sets are kept while the weights stay as they are."""
+        sentences = [_fill(template, label) for template in templates for label in labels]
+        if not sentences:
+            raise ValueError("template is an empty list; at least one sentence with {} is needed")
+        key = (tuple(sentences), len(templates), _weights_version(self.model))
+        if key not in self._labels:
+            found = self.encode_text(sentences, show_progress_bar=False).view(len(templates), len(labels), -1)
+            self._labels[key] = found[0] if len(templates) == 1 else ops.l2_normalize(found.mean(0))
+            while len(self._labels) > _KEPT_LABEL_SETS:
+                self._labels.popitem(last=False)
+        self._labels.move_to_end(key)
+        return self._labels[key]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        limit, tokenizer = self.max_text_length, self.processor.tokenizer
+        if not texts:
+            return []
+        ids = tokenizer(texts, truncation=True, max_length=limit + 1)["input_ids"]
+        long = [i for i, row in enumerate(ids) if len(row) > limit]
+        if long:
+            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
+            for i, row in zip(long, cut, strict=True):
+                ids[i] = row
+            warn_once("text-truncated", f"{len(long)} of {len(texts)} texts are longer than {limit} tokens and were cut")
+        return ids
+
+    def _pixels(self, source: Any) -> Tensor:
+        return self.processor.image_processor(load_image(source), return_tensors="pt")["pixel_values"]
+
+    def _finish(self, features: Tensor, normalize: bool) -> Tensor:
+        features = features.float()
+        return (ops.l2_normalize(features) if normalize else features).cpu()
+
+
+class Classifier:
+    """Zero-shot classification among fixed labels; made by `Encoder.classifier`.
+
+    Attributes:
+        labels: the names.
+        embeddings: [labels, D], of length 1.
+    """
+
+    def __init__(self, encoder: Encoder, labels: list[str], embeddings: Tensor) -> None:
+        self.encoder, self.labels, self.embeddings = encoder, labels, embeddings
+
+    def __call__(self, images: Any, *, batch_size: int = 32) -> list[list[dict[str, Any]]]:
+        """Rank the labels for each image.
+
+        Args:
+            images: as in `Encoder.encode_image`.
+            batch_size: images that go through the model at once.
+
+        Returns:
+            For each image a list of {"score", "label"}, best first; the scores add up to 1.
+
+        Raises:
+            ValueError, TypeError, OSError: as `Encoder.encode_image`.
+        """
+        scores = self.probabilities(self.encoder.encode_image(images, batch_size=batch_size))
+        return [self.rank(row) for row in scores.tolist()]
+
+    def probabilities(self, image_embeds: Tensor) -> Tensor:
+        """[N, labels] from normalised image embeddings [N, D]."""
+        scale = self.encoder.model.logit_scale.detach().float().exp().item()
+        return ops.similarity_softmax(image_embeds, self.embeddings, scale, normalize=False)
+
+    def rank(self, scores: Sequence[float]) -> list[dict[str, Any]]:
+        """The labels with their scores, best first."""
+        pairs = sorted(zip(scores, self.labels, strict=True), key=lambda pair: -pair[0])
+        return [{"score": score, "label": label} for score, label in pairs]
+
+
+def as_list(images: Any) -> list[Any]:
+    """One image or many, as a list: a 4-D array or tensor is a batch, other sequences are lists of images."""
+    shape = getattr(images, "shape", None)
+    if shape is not None:
+        return list(images) if len(shape) == 4 else [images]
+    if isinstance(images, Iterable) and not isinstance(images, str | bytes | bytearray | memoryview | os.PathLike):
+        return list(images)
+    return [images]
+
+
+def check_labels(labels: Any) -> list[str]:
+    """A non-empty list of strings; ValueError or TypeError otherwise."""
+    if isinstance(labels, str):
+        raise TypeError(f"labels is the string {labels!r}; a list of strings is needed")
+    found = list(labels)
+    if not found:
+        raise ValueError("labels is empty; at least one label is needed")
+    for i, label in enumerate(found):
+        if not isinstance(label, str):
+            raise TypeError(f"label {i} is {label!r}; a string is needed")
+    return found
+
+
+def _fill(template: str, label: str) -> str:
+    if not isinstance(template, str):
+        raise TypeError(f"template is {template!r}; a string with {{}} is needed")
+    try:
+        filled = template.format(label)
+    except (IndexError, KeyError, ValueError) as error:
+        raise ValueError(f"template is {template!r}; one {{}} for the label is allowed") from error
+    if "{" not in template:
+        raise ValueError(f"template is {template!r}; it needs {{}} where the label goes")
+    return filled
+
+
+def _weights_version(model: torch.nn.Module) -> int:
+    """Changes when the text side's weights do (but for changes that bypass torch's version counter)."""
+    towers = (model.text_model, model.text_projection)
+    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version)
+                      for part in towers for p in part.parameters()))  # type: ignore[union-attr]
+
+
+def _check_batching(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; a positive int is needed")
+
+
+def _progress(steps: range, unit: str, show: bool | None) -> Iterable[int]:
+    disable = None if show is None and len(steps) > 1 else not show
+    return tqdm(steps, desc=unit, unit="batch", disable=disable)
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)[:200]
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"{len(source)} bytes"
+    return type(source).__name__
