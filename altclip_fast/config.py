@@ -18,6 +18,7 @@ import math
 import os
 import reprlib
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -131,14 +132,11 @@ def parse_dtype(field: str, value: Any) -> torch.dtype | None:
     """
     if value is None or value == "auto":
         return None
-    if isinstance(value, str):
-        value = getattr(torch, value.removeprefix("torch."), value)
-    if not isinstance(value, torch.dtype):
-        kind = ValueError if isinstance(value, str) else TypeError
+    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        kind = ValueError if isinstance(value, str | torch.dtype) else TypeError
         _refuse(kind, field, value, 'a floating torch dtype or its name, such as "float32"')
-    if not value.is_floating_point:
-        _refuse(ValueError, field, value, "a floating dtype")
-    return value
+    return found
 
 
 _width = _integer(1, 65_536)
@@ -359,17 +357,23 @@ class Config:
     @classmethod
     def _own(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The part of a loaded dict that this class reads."""
-        nested = bool(cls.part_key) and (cls.part_key in values or f"{cls.part_key}_dict" in values)
-        found = cls if values.get("model_type") is None else config_class_for(values)
-        if found is cls or (values.get("model_type") is None and not nested):
+        found = cls._whole(values) if values.get("model_type") is None else config_class_for(values)
+        if found is cls:
             return values
-        source = found.parts.get(cls.part_key) if found.parts else found
-        if source is None or source._fields.keys() != cls._fields.keys():
+        source = found.parts.get(cls.part_key, found)
+        if cls.parts or source.parts or source._fields.keys() != cls._fields.keys():
             raise ValueError(
                 f"model_type is {values['model_type']!r}; {cls.__name__} reads {cls.model_type!r}, "
                 f"the class for this file is {found.__name__}"
             )
         return _as_dict(cls.part_key, found._prepared(values).get(cls.part_key)) if found.parts else values
+
+    @classmethod
+    def _whole(cls, values: Mapping[str, Any]) -> type[Config]:
+        """The class of a dict that does not name its kind: this one, or the whole model it is a part of."""
+        nested = cls.part_key in values or f"{cls.part_key}_dict" in values
+        wholes = [whole for whole in _CLASSES if nested and whole.parts.get(cls.part_key) is cls]
+        return wholes[0] if wholes else cls
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Set many attributes, or none when one is refused. A dict for a part changes only its keys."""
@@ -713,14 +717,19 @@ def staged(folder: str | os.PathLike[str]) -> Iterator[Callable[[str], str]]:
     replaces a file at once, and whoever has the old one mapped or open keeps it.
     """
     written: dict[str, str] = {}
+    modes: dict[str, int] = {}
 
     def temporary(name: str) -> str:
-        written[name] = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
-        return written[name]
+        path = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
+        with open(path, "xb") as file:
+            modes[path] = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        written[name] = path
+        return path
 
     try:
         yield temporary
-        for path in written.values():
+        for path, mode in modes.items():
+            os.chmod(path, mode)  # safetensors makes its files readable by their owner alone
             _flush(path)
         for name, path in written.items():
             os.replace(path, os.path.join(folder, name))

@@ -1,7 +1,7 @@
 """Where the files of a model are: in a local folder, or on the Hugging Face hub (through its usual cache).
 
-A name of a file never leads out of the folder it is looked up in. Failures are OSError or ValueError, and name the
-folder or the repository, and the file.
+A name of a file never leads out of the folder it is looked up in. Failures are OSError or ValueError, and name
+the folder or the repository, and the file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def resolve_file(
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON object in the file `path`; ValueError where there is something else in it, OSError where it is missing."""
+    """The JSON object in the file `path`; ValueError where it holds something else, OSError where it is missing."""
     path = Path(path)
     if (size := path.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{path}: {size} bytes; a JSON file of at most {_MAX_JSON_BYTES} bytes is read")

@@ -51,3 +51,25 @@ def photos(photo_paths):
     from PIL import Image
 
     return [Image.open(path).convert("RGB") for path in photo_paths]
+
+
+@pytest.fixture(scope="session")
+def altclip_folder(tmp_path_factory):
+    """A small AltCLIP checkpoint with its processor, written by transformers."""
+    from checkpoints import make_altclip_checkpoint
+
+    return make_altclip_checkpoint(tmp_path_factory.mktemp("checkpoints") / "altclip")
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A small CLIP checkpoint with its processor, written by transformers."""
+    from checkpoints import make_clip_checkpoint
+
+    return make_clip_checkpoint(tmp_path_factory.mktemp("checkpoints") / "clip")
+
+
+@pytest.fixture(params=["altclip", "clip"])
+def folder(request):
+    """Each of the two."""
+    return request.getfixturevalue(f"{request.param}_folder")

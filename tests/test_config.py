@@ -1,8 +1,9 @@
-"""The configurations: fields and defaults as documented, checks, and `config.json` as transformers reads and writes it."""
+"""The configurations: fields and defaults as documented, checks, files as in transformers."""
 
 import copy
 import json
 import pickle
+import subprocess
 import sys
 
 import pytest
@@ -20,7 +21,6 @@ from altclip_fast.config import (
     CLIPConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
-    Config,
     config_class_for,
 )
 
@@ -145,7 +145,8 @@ def test_documented_dropout_default():
 
 
 @pytest.mark.parametrize(
-    ("version", "dropout"), [("5.0.0", 0.0), ("5.23.0", 0.0), ("10.1", 0.0), ("4.57.1", 0.1), (None, 0.1), ("x", 0.1)]
+    ("version", "dropout"),
+    [("5.0.0", 0.0), ("5.23.0", 0.0), ("10.1", 0.0), ("4.57.1", 0.1), (None, 0.1), ("x", 0.1)],
 )
 def test_absent_dropout_means_the_default_of_the_release_that_wrote_the_file(tmp_path, version, dropout):
     part = {"model_type": "altclip_text_model"}
@@ -169,7 +170,7 @@ def test_parts_as_dicts_objects_and_defaults(cls):
     assert by_object == cls(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=10)
     assert by_object == cls.from_text_vision_configs(text, vision, projection_dim=10)
     assert by_object != cls()
-    assert cls().text_config == cls.parts["text_config"]() and cls().vision_config == cls.parts["vision_config"]()
+    assert all(getattr(cls(), name) == part() for name, part in cls.parts.items())
 
 
 def test_vision_parts_of_the_two_families_are_alike_and_text_parts_are_not():
@@ -215,7 +216,8 @@ def test_labels():
     assert CLIPVisionConfig(num_labels=3).label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
     assert CLIPVisionConfig(num_labels=0).id2label == {}
     named = CLIPVisionConfig(id2label={"0": "cat", "1": "dog", "2": "cow"})
-    assert named.num_labels == 3 and named.id2label[2] == "cow" and named.label2id == {"cat": 0, "dog": 1, "cow": 2}
+    assert named.num_labels == 3 and named.id2label[2] == "cow"
+    assert named.label2id == {"cat": 0, "dog": 1, "cow": 2}
     named.num_labels = 3
     assert named.id2label[2] == "cow"
     named.num_labels = 1
@@ -318,16 +320,14 @@ def refused_cases():
 
 
 @pytest.mark.parametrize(
-    ("cls", "name", "value", "error"), [pytest.param(*case, id=f"{case[0].__name__}-{case[1]}") for case in refused_cases()]
+    ("cls", "name", "value", "error"),
+    [pytest.param(*case, id=f"{case[0].__name__}-{case[1]}") for case in refused_cases()],
 )
 def test_refused_values_name_the_field_and_what_is_allowed(cls, name, value, error):
-    if name == "dtype" and value == "auto":
-        pytest.skip("means the default")
     with pytest.raises(error) as caught:
         cls(**{name: value})
     message = str(caught.value)
-    # hidden_size and num_attention_heads are refused together: the message may start with either.
-    assert name in message and cls.__name__ in message and ("must be" in message)
+    assert name in message and cls.__name__ in message and "must be" in message
     assert len(message) < 400
 
 
@@ -352,7 +352,9 @@ def test_assignment_is_checked_too():
     assert config.eos_token_id == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["to_dict", "from_dict", "__class__", "__dict__", "model_type", "_fields", "use_return_dict"])
+@pytest.mark.parametrize(
+    "name", ["to_dict", "from_dict", "__class__", "__dict__", "model_type", "_fields", "use_return_dict"]
+)
 def test_a_name_of_the_class_cannot_be_overwritten(name):
     with pytest.raises(ValueError, match=name):
         setattr(CLIPConfig(), name, 1)
@@ -368,9 +370,9 @@ def test_update_is_all_or_nothing_and_keeps_the_parts():
     assert (config.projection_dim, config.text_config.hidden_size, config.note) == (7, 64, 1)
     assert config.text_config is text and text.num_attention_heads == 8
     before = config.to_dict()
-    for bad in ({"projection_dim": 9, "dtype": "float99"}, {"projection_dim": 9, "text_config": {"hidden_size": 63}}):
+    for bad in ({"dtype": "float99"}, {"text_config": {"hidden_size": 63}}):
         with pytest.raises(ValueError):
-            config.update(bad)
+            config.update({"projection_dim": 9} | bad)
         assert config.to_dict() == before
 
 
@@ -420,7 +422,7 @@ def test_name_or_path(tmp_path):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_transformers_reads_what_is_saved(cls, tmp_path):
     theirs = getattr(pytest.importorskip("transformers"), cls.__name__)
-    config = cls(num_labels=4, initializer_factor=0.5, pooler_fn="cls", output_hidden_states=True, dtype="float16")
+    config = cls(num_labels=4, initializer_factor=0.5, pooler_fn="cls", return_dict=False, dtype="float16")
     if cls.parts:
         config.text_config.hidden_size, config.vision_config.patch_size = 64, 16
     config.save_pretrained(tmp_path)
@@ -538,7 +540,7 @@ def test_overrides(tmp_path):
     assert config.text_config.hidden_size == 64 and config.text_config.vocab_size == 49408
     with pytest.raises(TypeError, match="num_label"):
         CLIPConfig.from_pretrained(tmp_path, num_label=5)
-    with pytest.raises(ValueError, match="config.json"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         CLIPConfig.from_pretrained(tmp_path, projection_dim=0)
 
 
@@ -549,7 +551,7 @@ def test_overrides(tmp_path):
         '{"note": 1e999}', '{"a": ' * 2000 + "1" + "}" * 2000, '{"a": ' + "[" * 40 + "]" * 40 + "}",
         '{"projection_dim": ' + "9" * 5000 + "}", '{"projection_dim": -1}', '{"text_config": 3}',
         '{"text_config": {"hidden_size": 1e3}}', '{"vision_config": {"image_size": [224, 224]}}',
-        '{"text_config": {"num_hidden_layers": 1000000000}}', '{"__init__": 1}', '{"self": {"__class__": 1}}'[:-1],
+        '{"text_config": {"num_hidden_layers": 1000000000}}', '{"__init__": 1}', '{"text_config": {"parts": 1}}',
     ],
 )  # fmt: skip
 def test_hostile_files_raise_and_are_named(content, tmp_path):
@@ -601,8 +603,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
+FIELDS = {name for cls in CLASSES for name in cls._fields}
 NAMES = st.sampled_from(
-    sorted({name for cls in CLASSES for name in cls._fields} | {*LEGACY, "text_config", "vision_config_dict", "num_labels"})
+    sorted(FIELDS | {*LEGACY, "text_config", "vision_config_dict", "num_labels"})
 ) | st.text(max_size=12)
 
 
@@ -631,11 +634,10 @@ def test_damaged_text_is_taken_or_refused(tmp_path_factory, data):
         config = AltCLIPConfig.from_pretrained(folder)
     except (ValueError, TypeError, OSError):
         return
-    assert isinstance(config, Config) and config.hidden_sizes_fit() if hasattr(config, "hidden_sizes_fit") else True
+    assert config.to_dict()["model_type"] == "altclip"
+    assert config.text_config.hidden_size % config.text_config.num_attention_heads == 0
 
 
 def test_import_needs_no_transformers():
-    import subprocess
-
     code = "import altclip_fast.config, sys; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,13 @@ from .base import Model, normal_, zeros_
 from .clip_text import CLIPTextTower
 from .joint import DualEncoder
 from .layers import Linear
-from .outputs import CLIPOutput, CLIPTextModelOutput, CLIPVisionModelOutput, ImageClassifierOutput
+from .outputs import (
+    BaseModelOutputWithPooling,
+    CLIPOutput,
+    CLIPTextModelOutput,
+    CLIPVisionModelOutput,
+    ImageClassifierOutput,
+)
 from .tower import HiddenStates
 from .vision import VisionTower
 
@@ -22,6 +28,18 @@ class CLIPVisionModel(VisionTower):
     """CLIP's image tower. Call it with `pixel_values`; see `VisionTower.forward`."""
 
     config_class = CLIPVisionConfig
+
+    def forward(  # type: ignore[override]  # CLIP and AltCLIP document different orders
+        self,
+        pixel_values: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: HiddenStates = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """Encode images: `VisionTower.forward`, with the arguments in CLIP's order."""
+        return super().forward(pixel_values, output_attentions, output_hidden_states, interpolate_pos_encoding,
+                               return_dict)
 
 
 class CLIPTextModel(CLIPTextTower):
@@ -191,7 +209,7 @@ class CLIPVisionModelWithProjection(Model):
         Raises:
             ValueError, TypeError: pixel_values is absent or does not fit the model.
         """
-        found = self.vision_model(pixel_values, output_attentions, output_hidden_states, interpolate_pos_encoding, True)
+        found = self.vision_model(pixel_values, interpolate_pos_encoding, output_attentions, output_hidden_states, True)
         output = CLIPVisionModelOutput(image_embeds=self.visual_projection(found.pooler_output), **_sequence_fields(found))
         return output if self.return_dict(return_dict) else output.to_tuple()
 
@@ -245,7 +263,7 @@ class CLIPForImageClassification(Model):
         Raises:
             ValueError, TypeError: an input is absent or does not fit the model.
         """
-        found = self.vision_model(pixel_values, output_attentions, output_hidden_states, interpolate_pos_encoding, True)
+        found = self.vision_model(pixel_values, interpolate_pos_encoding, output_attentions, output_hidden_states, True)
         logits = self.classifier(found.last_hidden_state[:, 1:].mean(1))
         loss = None if labels is None else self._loss(logits, labels)
         states = _sequence_fields(found)

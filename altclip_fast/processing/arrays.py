@@ -42,7 +42,10 @@ def layout_of(shape: tuple[int, ...], layout: str | None, name: str) -> str:
             f"{name} has shape {shape}: the channels may be first or last. Taken as first; input_data_format says it.",
         )
     if not (first or last):
-        raise ValueError(f"{name} has shape {shape}: no axis of 1, 3 or 4 channels, first or last; pass input_data_format")
+        raise ValueError(
+            f"{name} has shape {shape}: neither the first nor the last axis has 1, 3 or 4 channels; "
+            "pass input_data_format"
+        )
     return FIRST if first else LAST
 
 

@@ -1,8 +1,9 @@
 """`BaseTokenizer`: what `XLMRobertaTokenizer` and `CLIPTokenizer` share, over the `tokenizers` library.
 
-Text in, `BatchEncoding` of `input_ids` and `attention_mask` out, with the ids of the transformers classes of the same
-name. Differences on purpose: lone surrogates become U+FFFD, a text that is not a str is a TypeError that names its index,
-unknown keywords are TypeErrors, and encoding never changes the tokenizer, so that threads may share one.
+Text in, `BatchEncoding` of `input_ids` and `attention_mask` out, with the ids of the transformers classes of
+the same name. Differences on purpose: lone surrogates become U+FFFD, a text that is not a str is a TypeError
+that names its index, unknown keywords are TypeErrors, and encoding never changes the tokenizer, so that
+threads may share one.
 """
 
 from __future__ import annotations
@@ -27,9 +28,23 @@ from .vocabulary import Vocabulary, is_token
 _UNSET_LENGTH = int(1e30)  # the hub's value for "no limit known"
 
 _OPTIONS = frozenset(
-    "model_max_length max_len padding_side truncation_side model_input_names name_or_path init_kwargs verbose "
-    "clean_up_tokenization_spaces split_special_tokens processor_class chat_template "
-    "extra_special_tokens additional_special_tokens added_tokens_decoder".split()
+    {
+        "model_max_length",
+        "max_len",
+        "padding_side",
+        "truncation_side",
+        "model_input_names",
+        "name_or_path",
+        "init_kwargs",
+        "verbose",
+        "clean_up_tokenization_spaces",
+        "split_special_tokens",
+        "processor_class",
+        "chat_template",
+        "extra_special_tokens",
+        "additional_special_tokens",
+        "added_tokens_decoder",
+    }
 )
 
 
@@ -39,9 +54,10 @@ class BaseTokenizer(Vocabulary):
     Args:
         backend: the Rust tokenizer, without special tokens; this object owns it from now on.
         named_tokens: special tokens by name (`bos_token`, ...); None where there is none.
-        options: `model_max_length`, `padding_side`, `truncation_side` ("right" or "left"), `model_input_names`,
-            `extra_special_tokens`, `split_special_tokens`, `clean_up_tokenization_spaces`, `name_or_path`,
-            `processor_class`, `added_tokens_decoder` (id -> token), and special tokens under further names (`*_token`).
+        options: `model_max_length`, `padding_side`, `truncation_side` ("right" or "left"),
+            `model_input_names`, `extra_special_tokens`, `split_special_tokens`,
+            `clean_up_tokenization_spaces`, `name_or_path`, `processor_class`, `added_tokens_decoder` (id ->
+            token), and special tokens under further names (`*_token`).
 
     Raises:
         TypeError: an unknown option, or a special token that is neither str nor AddedToken.
@@ -77,9 +93,7 @@ class BaseTokenizer(Vocabulary):
         max_length = lengths_of.whole_number("model_max_length", max_length, 1)
         self.model_max_length: int = _UNSET_LENGTH if max_length is None else max_length
         self.padding_side = lengths_of.side("padding_side", options.get("padding_side", self.padding_side))
-        self.truncation_side = lengths_of.side(
-            "truncation_side", options.get("truncation_side", self.truncation_side)
-        )
+        self.truncation_side = lengths_of.side("truncation_side", options.get("truncation_side", self.truncation_side))
         names = options.get("model_input_names") or ("input_ids", "attention_mask")
         self.model_input_names = list(names)
         self.clean_up_tokenization_spaces = bool(options.get("clean_up_tokenization_spaces", False))
@@ -105,14 +119,16 @@ class BaseTokenizer(Vocabulary):
         """Load a tokenizer from a folder or a hub id.
 
         Args:
-            pretrained_model_name_or_path: the folder or hub id; `tokenizer.json` is preferred, other vocabulary files
-                are read where it is absent.
-            revision, cache_dir, local_files_only, token: which commit, where to keep it, no network, credentials.
+            pretrained_model_name_or_path: the folder or hub id; `tokenizer.json` is preferred, other
+                vocabulary files are read where it is absent.
+            revision, cache_dir, local_files_only, token: which commit, where to keep it, no network,
+                credentials.
             use_fast: accepted for compatibility; there is one implementation.
             overrides: constructor arguments that win over the files.
 
         Raises:
-            OSError: no vocabulary file there, or one that cannot be read; the message names the files looked for.
+            OSError: no vocabulary file there, or one that cannot be read; the message names the files looked
+                for.
             TypeError: an unknown override.
         """
 
@@ -142,9 +158,7 @@ class BaseTokenizer(Vocabulary):
             files = {name: find(cls.vocab_files_names[name]) for name in alternative}
             if all(files.values()):
                 return files
-        wanted = " or ".join(
-            " + ".join(cls.vocab_files_names[name] for name in names) for names in cls.required_files
-        )
+        wanted = " or ".join(" + ".join(cls.vocab_files_names[name] for name in names) for names in cls.required_files)
         raise OSError(f"{source} holds no {cls.__name__}: looked for {wanted}")
 
     def save_pretrained(
@@ -227,13 +241,13 @@ class BaseTokenizer(Vocabulary):
         """Tokenise one text, a list of texts, or pairs of texts.
 
         Args:
-            text: a str, a list of str, or a list of (str, str) pairs; with `is_split_into_words` a list of words, or a
-                list of such lists.
+            text: a str, a list of str, or a list of (str, str) pairs; with `is_split_into_words` a list of
+                words, or a list of such lists.
             text_pair: the second texts, one per text.
             add_special_tokens: put the beginning and end tokens around.
             padding: False, True or "longest", "max_length".
-            truncation: False, True or "longest_first", "only_first", "only_second". None truncates where `max_length`
-                is given and padding is not.
+            truncation: False, True or "longest_first", "only_first", "only_second". None truncates where
+                `max_length` is given and padding is not.
             max_length: in tokens, special ones included; `model_max_length` by default.
             stride: with `return_overflowing_tokens`, how many tokens consecutive rows share.
             pad_to_multiple_of, padding_side: as named; the tokenizer's own `padding_side` by default.
@@ -249,7 +263,8 @@ class BaseTokenizer(Vocabulary):
 
         Raises:
             TypeError: a text that is not a str (named with its index), or an unknown keyword.
-            ValueError: arguments that contradict each other, padding without a padding token, no room for text.
+            ValueError: arguments that contradict each other, padding without a padding token, no room for
+                text.
         """
         rows, batched = text_rows(text, text_pair, is_split_into_words)
         lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of, padding_side, stride)
@@ -324,9 +339,7 @@ class BaseTokenizer(Vocabulary):
     ) -> Lengths:
         if max_length is not None and padding is False and truncation is None:
             truncation = True
-        pad = lengths_of.choice(
-            "padding", padding, ("longest", "max_length"), true="longest", off="do_not_pad"
-        )
+        pad = lengths_of.choice("padding", padding, ("longest", "max_length"), true="longest", off="do_not_pad")
         cut = lengths_of.choice(
             "truncation", truncation, lengths_of.STRATEGIES, true="longest_first", off="do_not_truncate"
         )
@@ -363,37 +376,48 @@ class BaseTokenizer(Vocabulary):
     ) -> list[Encoding]:
         """Tokenise, truncate and pad; `shorten` allows leaving out text that cannot matter."""
         how = {"add_special_tokens": add_special_tokens, "is_pretokenized": is_pretokenized}
-        special = [0, 0]
-        if add_special_tokens:
-            special = [backend.num_special_tokens_to_add(is_pair=pair) for pair in (False, True)]
-        pairs = [isinstance(row, tuple) for row in rows]
-        lengths.check_room(special[any(pairs)])
-        read = rows
-        limit = lengths.max_length if lengths.truncation else None
-        if limit and shorten and self._prefix_is_safe and lengths.truncation_side == "right":
-            read = [lengths_of.safe_prefix(row, limit) if isinstance(row, str) else row for row in rows]
-        encodings = backend.encode_batch(read, **how) if rows else []
-        if limit:
-            for i, row in enumerate(rows):
-                if read[i] is not row and len(encodings[i]) < limit:
-                    read[i] = row
-                    encodings[i] = backend.encode(row, **how)
-                if len(encodings[i]) > limit:
-                    encodings[i] = self._truncated(read[i], limit - special[pairs[i]], lengths, backend, how)
-        if lengths.padding and encodings:
+        if not rows:
+            return []
+        if lengths.truncation is None or lengths.max_length is None:
+            encodings = backend.encode_batch(rows, **how)
+        else:
+            shorten = shorten and self._prefix_is_safe and lengths.truncation_side == "right"
+            encodings = self._encode_truncated(rows, lengths, lengths.max_length, backend, how, shorten)
+        if lengths.padding:
             self._pad_encodings(encodings, lengths)
         return encodings
 
-    def _truncated(
-        self, row: Any, room: int, lengths: Lengths, backend: Tokenizer, how: Mapping[str, bool]
-    ) -> Encoding:
-        """One row cut to `room` tokens beside its special ones, which are put around it afterwards."""
-        texts = row if isinstance(row, tuple) else (row,)
+    def _encode_truncated(
+        self,
+        rows: list[Any],
+        lengths: Lengths,
+        limit: int,
+        backend: Tokenizer,
+        how: Mapping[str, bool],
+        shorten: bool,
+    ) -> list[Encoding]:
+        """Rows of at most `limit` tokens: those that are longer are tokenised without special tokens and cut."""
+        special = [backend.num_special_tokens_to_add(is_pair=pair) for pair in (False, True)]
+        special = special if how["add_special_tokens"] else [0, 0]
+        lengths.check_room(special[any(isinstance(row, tuple) for row in rows)])
+        read = [lengths_of.safe_prefix(row, limit) if shorten and isinstance(row, str) else row for row in rows]
+        encodings: dict[int, Encoding] = {}
+        short = [i for i, row in enumerate(read) if lengths_of.looks_short(row, limit)]
+        for i, encoding in zip(short, backend.encode_batch([read[i] for i in short], **how), strict=True):
+            if len(encoding) <= limit:
+                encodings[i] = encoding
+        rest = [i for i in range(len(rows)) if i not in encodings]
+        texts = [read[i] if isinstance(read[i], tuple) else (read[i],) for i in rest]
         plain = {**how, "add_special_tokens": False}
-        first, *rest = [backend.encode(text, **plain) for text in texts]
-        second = rest[0] if rest else None
-        lengths_of.truncate(first, second, room, lengths)
-        return backend.post_process(first, second, how["add_special_tokens"])
+        parts = iter(backend.encode_batch([text for row in texts for text in row], **plain))
+        for i, row in zip(rest, texts, strict=True):
+            first, second = next(parts), next(parts) if len(row) == 2 else None
+            room = limit - special[len(row) - 1]
+            if read[i] is not rows[i] and len(first) < room:
+                first = backend.encode(rows[i], **plain)
+            lengths_of.truncate(first, second, room, lengths)
+            encodings[i] = backend.post_process(first, second, how["add_special_tokens"])
+        return [encodings[i] for i in range(len(rows))]
 
     def _pad_encodings(self, encodings: list[Encoding], lengths: Lengths) -> None:
         length = lengths.padded(max(len(encoding) for encoding in encodings))
@@ -430,8 +454,8 @@ class BaseTokenizer(Vocabulary):
         """Pad rows that were tokenised before, for instance in a data loader.
 
         Args:
-            encoded_inputs: one encoding, a batch of them as one mapping, or a list of mappings; lists, arrays or
-                tensors. Arrays and tensors come back as such unless `return_tensors` says otherwise.
+            encoded_inputs: one encoding, a batch of them as one mapping, or a list of mappings; lists, arrays
+                or tensors. Arrays and tensors come back as such unless `return_tensors` says otherwise.
             padding, max_length, pad_to_multiple_of, padding_side, return_tensors: as in `__call__`.
 
         Raises:
@@ -535,9 +559,7 @@ class BaseTokenizer(Vocabulary):
             text = self._backend.decode(row, skip_special_tokens=skip_special_tokens)
         except OverflowError:
             raise ValueError(f"token ids must be between 0 and 2**32: {token_ids!r}") from None
-        return self._finish_decoding(
-            text, _given(clean_up_tokenization_spaces, self.clean_up_tokenization_spaces)
-        )
+        return self._finish_decoding(text, _given(clean_up_tokenization_spaces, self.clean_up_tokenization_spaces))
 
     def batch_decode(
         self,

@@ -19,7 +19,8 @@ class BatchFeature(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {', '.join(self) or 'nothing'}") from None
+            has = ", ".join(self) or "nothing"
+            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {has}") from None
 
     def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Move and cast the tensors in place, as `Tensor.to` does; a dtype is for floating tensors only.

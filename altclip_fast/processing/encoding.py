@@ -1,7 +1,7 @@
 """`BatchEncoding`: what a tokenizer returns. A dict of lists or tensors, usable as `model(**encoding)`.
 
-`encoding["input_ids"]`, `encoding.input_ids` and `encoding.to(device)` work on the values; `encoding[0]`, `tokens(0)`,
-`word_ids(0)` and `sequence_ids(0)` show one row as the `tokenizers` library sees it.
+`encoding["input_ids"]`, `encoding.input_ids` and `encoding.to(device)` work on the values; `encoding[0]`,
+`tokens(0)`, `word_ids(0)` and `sequence_ids(0)` show one row as the `tokenizers` library sees it.
 """
 
 from __future__ import annotations

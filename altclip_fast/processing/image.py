@@ -2,8 +2,8 @@
 
     pixels = (crop(resize(rgb(image))) * rescale_factor - image_mean) / image_std
 
-with Pillow's resize on 8-bit pixels, the product in float64 rounded to float32, and the rest in float32: bit by bit what
-transformers' CLIPImageProcessorPil gives.
+with Pillow's resize on 8-bit pixels, the product in float64 rounded to float32, and the rest in float32: bit by
+bit what transformers' CLIPImageProcessorPil gives.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["CLIPImageProcessor", "load_image"]
 class CLIPImageProcessor(BaseImageProcessor):
     """Resize, centre crop, rescale and normalise on the CPU with Pillow and numpy."""
 
-    def preprocess(  # type: ignore[override]
+    def preprocess(
         self,
         images: Any,
         do_resize: bool | None = None,
@@ -49,12 +49,14 @@ class CLIPImageProcessor(BaseImageProcessor):
         """`{"pixel_values": ..}` of one image or a (nested) list of them, in order.
 
         Args:
-            images: PIL images of any mode; arrays or tensors [H, W], [C, H, W], [H, W, C], or four axes for a batch, with
-                values 0 to 255 (for fractions 0 to 1 pass `do_rescale=False`); paths, `data:` URIs, or the bytes of files.
-                Transparent pixels of PIL images and arrays become white; files are read as `load_image` does.
+            images: PIL images of any mode; arrays or tensors [H, W], [C, H, W], [H, W, C], or four axes for a
+                batch, with values 0 to 255 (for fractions 0 to 1 pass `do_rescale=False`); paths, `data:` URIs, or
+                the bytes of files. Transparent pixels of PIL images and arrays become white; files are read as
+                `load_image` does.
             return_tensors: "pt": a tensor, "np": an array, [N, C, H, W]; None: a list of arrays [C, H, W].
             data_format: "channels_last" for [.., H, W, C].
-            input_data_format: "channels_first", "channels_last" or "none" ([H, W]) of arrays; else the axis of 1, 3 or 4.
+            input_data_format: "channels_first", "channels_last" or "none" ([H, W]) of arrays; unset: the axis of
+                1, 3 or 4 entries, the first one if both are.
             kwargs: `do_pad`, `pad_size` (zeros below and to the right), `default_to_square`, and `device` for "pt".
             Every other option, and all of them when None: see the constructor.
 
@@ -116,7 +118,7 @@ def _pixels(image: ImageSource, name: str, settings: Settings) -> np.ndarray:
         pixels = _from_picture(picture, name, settings)
         return (pixels.astype(np.float64) * (1 / 255)).astype(np.float32) if unit else pixels
     if settings.crop:
-        return crop_array(array, crop_window(*array.shape[1:], settings.crop))
+        return crop_array(array, crop_window(array.shape[1], array.shape[2], settings.crop))
     return array
 
 

@@ -52,8 +52,8 @@ class BaseImageProcessor:
         """
         Args:
             do_resize: resize to `size`.
-            size: `{"shortest_edge": 224}` (or an int), with or without `longest_edge`; `{"height": .., "width": ..}` (or
-                a pair); `{"max_height": .., "max_width": ..}`.
+            size: `{"shortest_edge": 224}` (or an int), with or without `longest_edge`;
+                `{"height": .., "width": ..}` (or a pair); `{"max_height": .., "max_width": ..}`.
             resample: a PIL.Image.Resampling.
             do_center_crop: cut `crop_size` out of the centre, with zeros around an image that is smaller.
             crop_size: `{"height": 224, "width": 224}`, or an int, or a pair.

@@ -36,8 +36,8 @@ _SIZE_FORMS = "an int, (height, width), or a dict with " + ", ".join(
 class Settings:
     """The fields in canonical form; the defaults are CLIP's.
 
-    `size` has one of the four sets of keys above, `crop_size` and `pad_size` have `height` and `width`; `image_mean` and
-    `image_std` are a float for all channels, or a list.
+    `size` has one of the four sets of keys above, `crop_size` and `pad_size` have `height` and `width`;
+    `image_mean` and `image_std` are a float for all channels, or a list.
     """
 
     do_resize: bool

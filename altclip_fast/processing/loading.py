@@ -1,8 +1,8 @@
 """Opening images: paths, bytes, data URIs, PIL images, arrays and tensors, one or many.
 
-What comes from a file or from bytes is read by Pillow with a short list of formats, after its pixel count was checked in
-the header, turned upright by its EXIF orientation, and converted to RGB, as transformers' `load_image` does. Only the
-first frame of an animation is read. URLs are not fetched.
+What comes from a file or from bytes is read by Pillow with a short list of formats, after its pixel count was
+checked in the header, turned upright by its EXIF orientation, and converted to RGB, as transformers' `load_image`
+does. Only the first frame of an animation is read. URLs are not fetched.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """An RGB image, upright.
 
     Args:
-        source: a path; the bytes of a file; a `data:` URI; a PIL image of any mode; an array or tensor [H, W], [C, H, W]
-            or [H, W, C] with values 0 to 255, or fractions 0 to 1.
+        source: a path; the bytes of a file; a `data:` URI; a PIL image of any mode; an array or tensor [H, W],
+            [C, H, W] or [H, W, C] with values 0 to 255, or fractions 0 to 1.
         max_pixels: the most pixels that a file or bytes may declare.
 
     Raises:
@@ -175,7 +175,7 @@ def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Whatever Pillow raises on broken input (struct.error, SyntaxError, a bomb ..) becomes an OSError or a ValueError."""
+    """Whatever Pillow raises on broken input (struct.error, SyntaxError, a bomb ..) becomes OSError or ValueError."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

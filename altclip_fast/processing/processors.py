@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Self
 from ..hub import read_json, resolve_file
 from .base_tokenizer import BaseTokenizer
 from .batch import BatchFeature
-from .image import CLIPImageProcessor, CLIPImageProcessorFast
+from .image import CLIPImageProcessor
 from .image_base import BaseImageProcessor
+from .image_fast import CLIPImageProcessorFast
 from .image_settings import DEFAULTS as IMAGE_OPTIONS
 from .tokenizer_files import write_json
 from .tokenizers import CLIPTokenizer, XLMRobertaTokenizer
@@ -61,9 +62,9 @@ class BaseProcessor:
         Args:
             images: what the image processor takes: one image or a list.
             text: what the tokenizer takes: a str or a list.
-            kwargs: options of the tokenizer (`padding`, `truncation`, ...) and of the image processor (`size`, ...);
-                `return_tensors` is for both. `text_kwargs`, `images_kwargs` and `common_kwargs` are dicts of options
-                for one of them or for both.
+            kwargs: options of the tokenizer (`padding`, `truncation`, ...) and of the image processor
+                (`size`, ...); `return_tensors` is for both. `text_kwargs`, `images_kwargs` and
+                `common_kwargs` are dicts of options for one of them or for both.
 
         Raises:
             ValueError: neither images nor text, or one option given twice.
@@ -94,7 +95,8 @@ class BaseProcessor:
                 raise ValueError(f"{twice[0]} was given twice: in {group} and by itself")
             merged = {**groups["common_kwargs"], **plain}
             shares.append({name: value for name, value in merged.items() if name in names} | groups[group])
-        # a tokenizer_config.json may hold defaults of the call (max_length, ...): they count here, as in transformers
+        # a tokenizer_config.json may hold defaults of the call (max_length, ...): they count here, as in
+        # transformers
         stored = {name: value for name, value in self.tokenizer.init_kwargs.items() if name in TEXT_OPTIONS}
         return {**stored, **shares[0]}, shares[1]
 
@@ -126,8 +128,10 @@ class BaseProcessor:
         """Load both halves from a folder or a hub id.
 
         Args:
-            pretrained_model_name_or_path: holds preprocessor_config.json or processor_config.json, and a tokenizer.
-            revision, cache_dir, local_files_only, token: which commit, where to keep it, no network, credentials.
+            pretrained_model_name_or_path: holds preprocessor_config.json or processor_config.json, and a
+                tokenizer.
+            revision, cache_dir, local_files_only, token: which commit, where to keep it, no network,
+                credentials.
             use_fast: True takes `CLIPImageProcessorFast`; there is one tokenizer.
             overrides: options that win over the files: of the image processor, else of the tokenizer.
 
@@ -152,7 +156,8 @@ class BaseProcessor:
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False) -> list[str]:
         """Write both halves into a folder (made if missing); transformers loads them.
 
-        processor_config.json is what transformers 5 reads first, preprocessor_config.json what older versions know.
+        processor_config.json is what transformers 5 reads first, preprocessor_config.json what older versions
+        know.
 
         Returns:
             The paths of the processor's files.

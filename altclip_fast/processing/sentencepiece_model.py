@@ -2,7 +2,8 @@
 
 The file is a protocol buffer, `sentencepiece_model.proto` in https://github.com/google/sentencepiece:
 `ModelProto.pieces` = 1 (`piece` = 1, `score` = 2, `type` = 3) and `ModelProto.normalizer_spec` = 3
-(`precompiled_charsmap` = 2). The sentencepiece library does not give the map and the kinds of pieces, hence this reader.
+(`precompiled_charsmap` = 2). The sentencepiece library does not give the map and the kinds of pieces, hence
+this reader.
 """
 
 from __future__ import annotations

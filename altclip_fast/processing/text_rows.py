@@ -1,4 +1,4 @@
-"""The texts of one call as rows to encode: valid Unicode, one entry per text or pair, with errors that name the entry."""
+"""The texts of one call as rows to encode: valid Unicode, one row per text or pair; errors name the row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def text_rows(text: Any, text_pair: Any, is_split: bool) -> tuple[list[Any], bool]:
-    """The rows to encode (a str, a list of words, or a tuple of two of these) and whether they were given as a batch."""
+    """The rows to encode, and whether they were given as a batch. A row is a str, a list of words, or a pair of these."""
     if not isinstance(text, (str, list, tuple)) or (is_split and isinstance(text, str)):
         wanted = (
             "a list of words or of such lists" if is_split else "a str, a list of str or a list of (str, str)"
@@ -28,9 +28,9 @@ def text_rows(text: Any, text_pair: Any, is_split: bool) -> tuple[list[Any], boo
 
 
 def _row(item: Any, second: Any, is_split: bool, place: str) -> Any:
-    if second is None and isinstance(item, (list, tuple)) and len(item) == 2:
-        if not is_split or isinstance(item[0], (list, tuple)):
-            item, second = item
+    is_pair = second is None and isinstance(item, (list, tuple)) and len(item) == 2
+    if is_pair and (not is_split or isinstance(item[0], (list, tuple))):
+        item, second = item
     if second is None:
         return _text(item, is_split, f"text{place}")
     return _text(item, is_split, f"text{place}"), _text(second, is_split, f"text_pair{place}")

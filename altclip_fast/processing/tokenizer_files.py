@@ -1,5 +1,5 @@
-"""The JSON files around a tokenizer: tokenizer_config.json, the older special_tokens_map.json and added_tokens.json, and
-the vocabulary inside tokenizer.json and vocab.json / merges.txt.
+"""The files of a tokenizer: tokenizer_config.json, the older special_tokens_map.json and added_tokens.json, and the
+vocabulary in tokenizer.json or merges.txt.
 """
 
 from __future__ import annotations
@@ -18,9 +18,26 @@ from .special_tokens import NAMES, added_token
 
 # A tokenizer_config.json must not choose which files are read: only the folder or the caller does.
 _NOT_SETTINGS = frozenset(
-    "tokenizer_class tokenizer_file vocab_file merges_file vocab merges init_kwargs name_or_path auto_map "
-    "init_inputs is_local local_files_only backend add_bos_token add_eos_token files_loaded "
-    "special_tokens_map_file legacy_added_tokens".split()
+    {
+        "tokenizer_class",
+        "tokenizer_file",
+        "vocab_file",
+        "merges_file",
+        "vocab",
+        "merges",
+        "init_kwargs",
+        "name_or_path",
+        "auto_map",
+        "init_inputs",
+        "is_local",
+        "local_files_only",
+        "backend",
+        "add_bos_token",
+        "add_eos_token",
+        "files_loaded",
+        "special_tokens_map_file",
+        "legacy_added_tokens",
+    }
 )
 
 

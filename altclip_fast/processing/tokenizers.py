@@ -1,11 +1,12 @@
 """`XLMRobertaTokenizer` (AltCLIP) and `CLIPTokenizer` (CLIP): text to ids, the same ids as the transformers classes.
 
-XLM-RoBERTa: the characters are mapped as the sentencepiece model says (NFKC and a few more), words are split at
-whitespace and begin with "▁", and each word is cut into the pieces of highest probability (Unigram; Kudo 2018,
-https://arxiv.org/abs/1804.10959). Rows are `<s> A </s>` and `<s> A </s></s> B </s>`.
+XLM-RoBERTa: the characters are mapped as the sentencepiece model says (NFKC and a few more), words are split
+at whitespace and begin with "▁", and each word is cut into the pieces of highest probability (Unigram; Kudo
+2018, https://arxiv.org/abs/1804.10959). Rows are `<s> A </s>` and `<s> A </s></s> B </s>`.
 
-CLIP: NFC, whitespace to one space, lower case, a split into words, single digits and runs of other signs, and byte-level
-BPE with `</w>` at the end of words (https://github.com/openai/CLIP). Rows are `<|startoftext|> A <|endoftext|>`.
+CLIP: NFC, whitespace to one space, lower case, a split into words, single digits and runs of other signs, and
+byte-level BPE with `</w>` at the end of words (https://github.com/openai/CLIP). Rows are `<|startoftext|> A
+<|endoftext|>`.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ class XLMRobertaTokenizer(BaseTokenizer):
     """The multilingual Unigram tokenizer of XLM-RoBERTa and AltCLIP.
 
     Args:
-        vocab: (token, log probability) in the order of ids, or the path of a tokenizer.json or sentencepiece model;
-            without any vocabulary there are only the special tokens.
+        vocab: (token, log probability) in the order of ids, or the path of a tokenizer.json or sentencepiece
+            model; without any vocabulary there are only the special tokens.
         add_prefix_space: begin the first word with "▁" as every other one.
-        bos_token, eos_token, sep_token, cls_token, unk_token, pad_token, mask_token: special tokens; id 3 is unknown.
-        vocab_file: a sentencepiece model (`sentencepiece.bpe.model`). Ids follow fairseq: `<s>` `<pad>` `</s>` `<unk>`,
-            the pieces from the fourth on, `<mask>`.
+        bos_token, eos_token, sep_token, cls_token, unk_token, pad_token, mask_token: special tokens; id 3 is
+            unknown.
+        vocab_file: a sentencepiece model (`sentencepiece.bpe.model`). Ids follow fairseq: `<s>` `<pad>`
+            `</s>` `<unk>`, the pieces from the fourth on, `<mask>`.
         tokenizer_file: a tokenizer.json with a Unigram model.
         options: see `BaseTokenizer`.
 
@@ -117,14 +119,13 @@ class XLMRobertaTokenizer(BaseTokenizer):
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "add_prefix_space": self.add_prefix_space}
 
-    def save_vocabulary(
-        self, save_directory: PathLike, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
+    def save_vocabulary(self, save_directory: PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copy the sentencepiece model into an existing folder.
 
         Raises:
             OSError: no such folder.
-            ValueError: the tokenizer was not made from a sentencepiece model; `save_pretrained` writes tokenizer.json.
+            ValueError: the tokenizer was not made from a sentencepiece model; `save_pretrained` writes
+                tokenizer.json.
         """
         target = _target(save_directory, filename_prefix, self.vocab_files_names["vocab_file"])
         if self.vocab_file is None:
@@ -193,13 +194,9 @@ class CLIPTokenizer(BaseTokenizer):
         backend = _byte_level_bpe(stored, None if unk_token is None else _content(unk_token))
         super().__init__(backend, named, _with_stored(options, stored))
         bos, eos = self._ends()
-        backend.post_processor = processors.RobertaProcessing(
-            eos, bos, trim_offsets=False, add_prefix_space=False
-        )
+        backend.post_processor = processors.RobertaProcessing(eos, bos, trim_offsets=False, add_prefix_space=False)
 
-    def save_vocabulary(
-        self, save_directory: PathLike, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
+    def save_vocabulary(self, save_directory: PathLike, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write vocab.json and merges.txt into an existing folder.
 
         Raises:

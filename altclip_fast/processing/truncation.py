@@ -1,7 +1,7 @@
 """How long each text may be: padding and truncation arguments resolved once per call, and the cutting itself.
 
-The Rust tokenizer is never told about truncation or padding: setting them changes a shared object, which fails
-("Already borrowed") or mixes settings up when two threads tokenise at once.
+The Rust tokenizer is never told about truncation or padding: setting them changes a shared object, which
+fails ("Already borrowed") or mixes settings up when two threads tokenise at once.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ SIDES = ("left", "right")
 # A model_max_length above this means "unknown": tokenizers without one store 1e30.
 UNKNOWN_LENGTH = int(1e20)
 
-# An ASCII space between ASCII letters or digits. Both tokenizers normalise such characters one by one, split at the
-# space and tokenise the words on each side independently, so the tokens of the text before it are the first tokens of
-# the whole text.
+# An ASCII space between ASCII letters or digits. Both tokenizers normalise such characters one by one, split
+# at the space and tokenise the words on each side independently, so the tokens of the text before it are the
+# first tokens of the whole text.
 _CUT = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])")
 _CHARACTERS_PER_TOKEN = 16  # generous: a shortened text seldom has fewer tokens than asked for
+_CHARACTERS_PER_SHORT_TOKEN = 4  # about that of English text
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,19 @@ def side(name: str, value: Any) -> str:
 def safe_prefix(text: str, max_length: int) -> str:
     """`text`, or its beginning up to a place where cutting cannot change the first tokens (see `_CUT`).
 
-    The beginning may still hold fewer than `max_length` tokens; the caller checks and then takes the whole text.
+    The beginning may still hold fewer than `max_length` tokens; the caller checks and then takes the whole
+    text.
     """
     budget = _CHARACTERS_PER_TOKEN * max_length
     if len(text) <= budget:
         return text
     match = _CUT.search(text, budget)
     return text if match is None else text[: match.start()]
+
+
+def looks_short(row: Any, max_length: int) -> bool:
+    """Whether a row is a single text that probably has at most `max_length` tokens."""
+    return isinstance(row, str) and len(row) <= _CHARACTERS_PER_SHORT_TOKEN * max_length
 
 
 def truncate(first: Encoding, second: Encoding | None, room: int, lengths: Lengths) -> None:
@@ -137,7 +144,8 @@ def _targets(first: int, second: int, room: int, strategy: str | None) -> tuple[
         return (first - excess if first > excess else -1), second
     if strategy == "only_second":
         return first, (second - excess if second > excess else -1)
-    # longest_first: only the longer one gives way while the shorter one fits in half of the room, else both halves
+    # longest_first: only the longer one gives way while the shorter one fits in half of the room, else both
+    # halves
     short = min(first, second)
     long = room - short
     if long < short:

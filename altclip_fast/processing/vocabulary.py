@@ -180,10 +180,6 @@ class Vocabulary(SpecialTokens):
 
 
 def is_token(name: str, value: Any) -> bool:
-    return name in NAMES or (name.endswith("_token") and isinstance(value, (str, AddedToken)))
-
-
-def is_token(name: str, value: Any) -> bool:
     """Whether an argument or a setting of this name is a special token."""
     return name in NAMES or (name.endswith("_token") and isinstance(value, (str, AddedToken)))
 

@@ -1,0 +1,198 @@
+"""`af.load`: embeddings and labels equal transformers', in order, whatever the batch; bad items are named."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+
+import altclip_fast as af
+from altclip_fast import notices
+
+LABELS = ["cat", "two dogs", "一张猫的照片", "une fleur", "a very long label that goes on and on for a while"]
+
+
+@pytest.fixture
+def encoder(folder):
+    return af.load(folder, device="cpu")
+
+
+def theirs(folder):
+    return hf.AutoModel.from_pretrained(folder), hf.AutoProcessor.from_pretrained(folder)
+
+
+def normalised(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def gate(ours, reference):
+    assert ours.shape == reference.shape
+    assert (ours - reference).abs().max() <= 5e-6
+
+
+def test_images_equal_transformers(folder, encoder, photos):
+    model, processor = theirs(folder)
+    with torch.no_grad():
+        expected = model.get_image_features(**processor(images=photos, return_tensors="pt")).pooler_output
+    gate(encoder.encode_image(photos), normalised(expected))
+    found = encoder.encode_image(photos, normalize_embeddings=False)
+    assert (found - expected).abs().max() <= 5e-6 * max(1, expected.abs().max())
+
+
+def test_texts_equal_transformers(folder, encoder):
+    model, processor = theirs(folder)
+    with torch.no_grad():
+        inputs = processor(text=LABELS, return_tensors="pt", padding=True)
+        expected = normalised(model.get_text_features(**inputs).pooler_output)
+    gate(encoder.encode_text(LABELS), expected)
+    gate(encoder.encode_text(LABELS, batch_size=2), expected)
+    gate(encoder.encode_text(LABELS[1]), expected[1:2])
+
+
+@pytest.mark.parametrize("form", ["path", "string", "bytes", "array", "tensor", "pil"])
+def test_every_form_of_an_image_gives_the_same(encoder, photo_paths, photos, form):
+    forms = {
+        "path": lambda i: photo_paths[i],
+        "string": lambda i: str(photo_paths[i]),
+        "bytes": lambda i: photo_paths[i].read_bytes(),
+        "array": lambda i: np.asarray(photos[i]),
+        "tensor": lambda i: torch.from_numpy(np.array(photos[i])).permute(2, 0, 1),
+        "pil": lambda i: photos[i],
+    }
+    expected = encoder.encode_image(photos)
+    gate(encoder.encode_image([forms[form](0), forms[form](1)]), expected)
+    gate(encoder.encode_image(forms[form](1)), expected[1:])
+
+
+def test_output_form(encoder, photos):
+    found = encoder.encode_image(photos)
+    assert found.dtype is torch.float32 and found.device.type == "cpu" and found.shape == (2, encoder.embedding_dim)
+    assert not found.requires_grad
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+
+
+def test_nothing_in_nothing_out(encoder):
+    assert encoder.encode_image([]).shape == (0, encoder.embedding_dim)
+    assert encoder.encode_text([]).shape == (0, encoder.embedding_dim)
+
+
+def test_a_bad_image_raises_with_its_index_and_name(encoder, photo_paths, tmp_path):
+    bad = tmp_path / "broken.jpg"
+    bad.write_bytes(photo_paths[0].read_bytes()[:900])
+    with pytest.raises(OSError, match=r"image 1 \(.*broken\.jpg\)"):
+        encoder.encode_image([photo_paths[0], bad])
+    with pytest.raises(OSError, match=r"image 0 \(.*absent\.jpg\)"):
+        encoder.encode_image([tmp_path / "absent.jpg"])
+    with pytest.raises(ValueError, match="image 0"):
+        encoder.encode_image(["http://example.org/cat.jpg"])
+    with pytest.raises(TypeError, match="image 0"):
+        encoder.encode_image([3.5])
+
+
+def test_bad_images_are_skipped_and_reported(encoder, photo_paths, tmp_path):
+    bad = tmp_path / "empty.png"
+    bad.write_bytes(b"")
+    found, failures = encoder.encode_image([bad, *photo_paths, "absent.jpg"], errors="skip", batch_size=2)
+    gate(found, encoder.encode_image(photo_paths))
+    assert [failure.index for failure in failures] == [0, 3]
+    assert failures[0].source == str(bad) and "absent.jpg" in failures[1].error
+    found, failures = encoder.encode_image([bad], errors="skip")
+    assert found.shape == (0, encoder.embedding_dim) and len(failures) == 1
+
+
+def test_long_texts_are_cut_and_said_once(encoder):
+    notices.forget()
+    long = "cat dog " * 600
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer than"):
+        found = encoder.encode_text([long, "cat", long + "park"])
+    gate(found[0], found[2])
+    ids = encoder.processor.tokenizer(long, truncation=True, max_length=encoder.max_text_length)["input_ids"]
+    assert len(ids) == encoder.max_text_length and ids[-1] == encoder.processor.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda e: e.encode_text(["a", 3]), TypeError, "1"),
+        (lambda e: e.encode_text("a", batch_size=0), ValueError, "batch_size is 0"),
+        (lambda e: e.encode_image([], batch_size=1.5), ValueError, "batch_size is 1.5"),
+        (lambda e: e.encode_image([], errors="ignore"), ValueError, "errors is 'ignore'"),
+        (lambda e: e.classifier([]), ValueError, "labels is empty"),
+        (lambda e: e.classifier("cat"), TypeError, "labels is the string 'cat'"),
+        (lambda e: e.classifier(["cat", None]), TypeError, "label 1 is None"),
+        (lambda e: e.classifier(["cat"], "a photo"), ValueError, "template is 'a photo'"),
+        (lambda e: e.classifier(["cat"], "{} and {}"), ValueError, "one {} for the label"),
+        (lambda e: e.classifier(["cat"], []), ValueError, "template is an empty list"),
+    ],
+)
+def test_bad_arguments(encoder, call, error, match):
+    with pytest.raises(error, match=match):
+        call(encoder)
+
+
+def test_classifier_equals_transformers(folder, encoder, photos):
+    model, processor = theirs(folder)
+    texts = [f"This is a photo of {label}." for label in LABELS]
+    with torch.no_grad():
+        output = model(**processor(text=texts, images=photos, return_tensors="pt", padding=True))
+    expected = output.logits_per_image.softmax(1)
+    found = encoder.classifier(LABELS)(photos)
+    for row, ranked in zip(expected, found, strict=True):
+        assert [pair["label"] for pair in ranked] == [LABELS[i] for i in row.argsort(descending=True)]
+        scores = torch.tensor([pair["score"] for pair in ranked])
+        gate(scores, row.sort(descending=True).values)
+
+
+def test_the_text_tower_runs_once(encoder, photos):
+    calls = []
+    encoder.model.text_model.register_forward_hook(lambda *_: calls.append(1))
+    original = encoder.model.text_model.pooled
+    encoder.model.text_model.pooled = lambda **inputs: calls.append(1) or original(**inputs)
+    classify = encoder.classifier(LABELS)
+    assert len(calls) == 1
+    classify(photos)
+    classify(photos[0])
+    encoder.classifier(LABELS)
+    assert len(calls) == 1
+    with torch.no_grad():
+        encoder.model.text_projection.weight.mul_(2)
+    encoder.classifier(LABELS)
+    assert len(calls) == 2
+
+
+def test_templates_are_averaged(encoder):
+    one, two = encoder.classifier(LABELS, "{}"), encoder.classifier(LABELS, "a photo of {}")
+    both = encoder.classifier(LABELS, ["{}", "a photo of {}"])
+    gate(both.embeddings, normalised((one.embeddings + two.embeddings) / 2))
+
+
+def test_exif_orientation_counts(encoder, photos):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos[0].rotate(90, expand=True).save(buffer, "PNG", exif=exif)
+    gate(encoder.encode_image(buffer.getvalue()), encoder.encode_image(photos[0]))
+
+
+def test_wrong_parts(encoder):
+    with pytest.raises(TypeError, match="model must be"):
+        af.Encoder(encoder.model.vision_model, encoder.processor)
+    with pytest.raises(TypeError, match="processor must be"):
+        af.Encoder(encoder.model, encoder.processor.tokenizer)
+
+
+def test_load_refuses_what_it_cannot_do(altclip_folder, tmp_path):
+    with pytest.raises(ValueError, match="quantization 'int8' is not supported"):
+        af.load(altclip_folder, quantization="int8")
+    with pytest.raises(OSError, match="config.json"):
+        af.load(tmp_path)
+    with pytest.raises(ValueError, match="device is 'cuda:9'|device is 'nowhere'"):
+        af.load(altclip_folder, device="nowhere")
+
+
+def test_dtype(altclip_folder, photos):
+    encoder = af.load(altclip_folder, dtype="bfloat16", device="cpu")
+    assert encoder.dtype is torch.bfloat16
+    assert encoder.encode_image(photos).dtype is torch.float32
