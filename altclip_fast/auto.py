@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NoReturn
+from typing import Any
 
 from .config import (
     AltCLIPConfig,
@@ -37,8 +37,9 @@ _HUB_ARGUMENTS = ("revision", "local_files_only", "cache_dir", "token")
 
 
 class _Auto:
-    def __new__(cls) -> NoReturn:
-        raise TypeError(f"{cls.__name__} is not instantiated; call {cls.__name__}.from_pretrained(path_or_repo)")
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise TypeError(f"{name} is not instantiated; call {name}.from_pretrained(path_or_repo)")
 
 
 def _config_class(path_or_repo: str | os.PathLike[str], options: dict[str, Any]) -> type[Config]:

@@ -55,7 +55,8 @@ def _from_environment() -> str | None:
     return _backend_name(name, "ALTCLIP_FAST_BACKEND") if name else None
 
 
-_forced: ContextVar[str | None] = ContextVar("altclip_fast_backend", default=_from_environment())
+_initial = _from_environment()
+_forced: ContextVar[str | None] = ContextVar("altclip_fast_backend", default=_initial)
 
 
 @contextmanager
@@ -142,6 +143,8 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
+            if _autocasting((*args, *kwargs.values())):
+                return self.reference(*args, **kwargs)  # inline: the compiled code runs with autocast off
             return self.registered(*args, **kwargs)
         args = self._bind(args, kwargs)
         if self.check is not None:
@@ -217,7 +220,7 @@ class Op:
         args = self._bind(args, {})
         if self.check is not None:
             self.check(*args)
-        return self._choose(args).run(*args)
+        return _contiguous(self._choose(args).run(*args))
 
     def _run_backward(self, grads: list[Tensor], args: tuple, forced: str) -> list[Tensor]:
         token = _forced.set(forced or None)
@@ -226,17 +229,21 @@ class Op:
         finally:
             _forced.reset(token)
         inputs = [a for a in args if _differentiable(a)]
-        found = backward(grads, *args)
-        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+        found = zip(inputs, backward(grads, *args), strict=True)
+        return _unaliased([x.new_zeros(x.shape) if g is None else g.contiguous() for x, g in found], (*grads, *inputs))
 
     def _recompute(self, grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor | None]:
-        with torch.enable_grad():
-            args = tuple(a.detach().requires_grad_() if _differentiable(a) else a for a in args)
-            outputs = self.reference(*args)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-        inputs = [a for a in args if _differentiable(a)]
-        return torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
+        """The gradients of the reference. By `torch.func`: autograd records nothing inside a registered op."""
+        places = [i for i, a in enumerate(args) if _differentiable(a)]
+
+        def floating_outputs(*inputs: Tensor) -> dict[int, Tensor]:
+            given = dict(zip(places, inputs, strict=True))
+            outputs = self.reference(*(given.get(i, a) for i, a in enumerate(args)))
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            return {i: o for i, o in enumerate(outputs) if o.is_floating_point()}
+
+        outputs, pull_back, *_ = torch.func.vjp(floating_outputs, *(args[i] for i in places))
+        return pull_back({i: grads[i] for i in outputs})
 
 
 def _differentiable(value: Any) -> bool:
@@ -254,6 +261,21 @@ def _seen_by_autograd(args: tuple) -> bool:
     return False
 
 
+def _contiguous(outputs: Any) -> Any:
+    """The compiler is promised contiguous outputs: the reference may keep the strides of its inputs."""
+    return outputs.contiguous() if isinstance(outputs, Tensor) else tuple(o.contiguous() for o in outputs)
+
+
+def _unaliased(tensors: list[Tensor], taken: Sequence[Tensor]) -> list[Tensor]:
+    """A registered op returns memory of its own: the gradient of a sum is its input, once for every addend."""
+    seen = {t.untyped_storage().data_ptr() for t in taken}
+    for i, tensor in enumerate(tensors):
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensors[i] = tensor.clone()
+        seen.add(tensors[i].untyped_storage().data_ptr())
+    return tensors
+
+
 def _register(op: Op, qualified: str) -> tuple[Any, Any]:
     """Make `torch.ops.<namespace>.<name>` and its backward op; both choose their backend when they run."""
     reference = op.reference
@@ -261,7 +283,7 @@ def _register(op: Op, qualified: str) -> tuple[Any, Any]:
     reference.__annotations__ = hints  # infer_schema reads evaluated types only
     schema = torch.library.infer_schema(reference, mutates_args=())
     forward = torch.library.custom_op(qualified, op._run, mutates_args=(), schema=schema)
-    forward.register_fake(reference)
+    forward.register_fake(lambda *args: _contiguous(reference(*args)))
 
     parameters = schema[1 : schema.rindex(") -> ")]
     required = ", ".join(part.split("=")[0].strip() for part in _split(parameters))
@@ -271,7 +293,7 @@ def _register(op: Op, qualified: str) -> tuple[Any, Any]:
         return op._run_backward(grads, args, forced)
 
     def fake_backward(grads: list[Tensor], forced: str, *args: Any) -> list[Tensor]:
-        return [torch.empty_like(a) for a in args if _differentiable(a)]
+        return [a.new_empty(a.shape) for a in args if _differentiable(a)]
 
     backward = torch.library.custom_op(f"{qualified}_backward", run_backward, mutates_args=(), schema=backward_schema)
     backward.register_fake(fake_backward)
@@ -338,6 +360,6 @@ def backends() -> Table:
         forced = forced_backend()
         runs = forced if forced in reasons else next(name for name, why in reasons.items() if why is None)
         absent = {name: "not implemented for this op" for name in PREFERENCE if name not in reasons}
-        others = "; ".join(f"{n}: {why}" for n, why in {**absent, **reasons}.items() if n != runs and why)
+        others = "; ".join(f"{n}: {why}" for n, why in {**absent, **reasons}.items() if why)
         rows.append(BackendRow(operator.name, runs, others))
     return Table(BackendRow._fields, rows)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ TEMPLATE = "This is a photo of {}."
 _KEPT_LABEL_SETS = 16
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """An image that could not be read: its place in the input, what was given, and why."""
 
     index: int

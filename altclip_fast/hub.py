@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _MAX_JSON_BYTES = 64 * 2**20  # the largest known tokenizer.json has 33 MB
 
 
@@ -34,8 +32,9 @@ def resolve_file(
         local_files_only: look in the hub's cache, and do not go to the network.
 
     Raises:
-        ValueError: `filename` is absolute or has `..` in it, or `path_or_repo` is neither a folder nor a hub id.
-        OSError: the file lies outside the folder (a link), or the hub or its cache cannot give an answer.
+        ValueError: `filename` is absolute or has `..` in it.
+        OSError: `path_or_repo` is neither a folder nor a hub id; the file lies outside the folder (a link); or the hub
+            or its cache cannot give an answer.
     """
     _check_filename(filename)
     source = os.path.expanduser(os.fspath(path_or_repo))
@@ -43,8 +42,7 @@ def resolve_file(
         return _in_folder(Path(source), filename)
     if os.path.exists(source):
         raise NotADirectoryError(f"{source!r} is a file; give the folder that holds {filename}, or a hub id")
-    if not _REPOSITORY.fullmatch(source) or ".." in source:
-        raise FileNotFoundError(f"{source!r} is neither an existing folder nor a hub id such as 'BAAI/AltCLIP'")
+    _check_repository(source)
     return _on_hub(source, filename, revision, cache_dir, local_files_only, token)
 
 
@@ -66,6 +64,17 @@ def _check_filename(filename: str) -> None:
     parts = PurePosixPath(filename).parts
     if not parts or filename.startswith("/") or ".." in parts or any(c in filename for c in "\\:\0"):
         raise ValueError(f"filename={filename!r}: a relative path inside the folder is needed, without '..'")
+
+
+def _check_repository(source: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{source!r} is neither an existing folder nor a hub id such as 'BAAI/AltCLIP': {error}"
+        ) from error
 
 
 def _in_folder(folder: Path, filename: str) -> Path | None:
@@ -102,7 +111,10 @@ def _on_hub(
             return found
         if cached("config.json"):  # the repository is cached, so the file is not in it or was never asked for
             return None
-        raise OSError(f"{repo} ({filename}) is not in the hub's cache; download it first, or allow the network")
+        raise OSError(
+            f"{repo!r} is no folder here, and {filename} of it is not in the hub's cache; "
+            "download it first, or allow the network"
+        )
     try:
         return Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache, token=token))
     except LocalEntryNotFoundError as error:

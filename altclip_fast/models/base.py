@@ -83,7 +83,7 @@ class Model(nn.Module):
             raise ValueError(f"attn_implementation is {attn_implementation!r}; choose one of {ATTENTION[1:]} or None")
         wanted = parse_dtype("dtype", dtype if dtype is not None else torch_dtype)
         target = _device(device, device_map)
-        hub = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
+        hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
         if config is None:
             config = cls.config_class.from_pretrained(path_or_repo, **hub, **config_values)
         elif config_values:

@@ -20,6 +20,7 @@ from .outputs import (
     CLIPVisionModelOutput,
     ImageClassifierOutput,
 )
+from .text import host_can_read
 from .tower import HiddenStates
 from .vision import VisionTower
 
@@ -272,20 +273,33 @@ class CLIPForImageClassification(Model):
         return output if self.return_dict(return_dict) else output.to_tuple()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        config = self.config
+        config, classes = self.config, self.config.num_labels
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a Tensor, not {type(labels).__name__}")
+        labels = labels.to(logits.device)
         if config.problem_type is None:
-            whole = not labels.is_floating_point()
-            config.problem_type = ("regression" if config.num_labels == 1 else
+            whole = not labels.is_floating_point() and labels.dtype is not torch.bool
+            config.problem_type = ("regression" if classes == 1 else
                                    "single_label_classification" if whole else "multi_label_classification")
         if config.problem_type == "single_label_classification":
-            if labels.numel() != len(logits) or not bool(((labels >= 0) & (labels < config.num_labels)).all()):
-                raise ValueError(f"labels has shape {list(labels.shape)}; {len(logits)} classes from 0 to "
-                                 f"{config.num_labels - 1} are needed")
-            return F.cross_entropy(logits, labels.view(-1).long())
+            self._check_classes(labels, len(logits))
+            return F.cross_entropy(logits, labels.reshape(-1).long())
         if logits.numel() != labels.numel():
             raise ValueError(f"labels has shape {list(labels.shape)}; {list(logits.shape)} is needed for "
                              f"{config.problem_type}")
-        labels = labels.view_as(logits)
+        labels = labels.reshape(logits.shape).to(torch.promote_types(labels.dtype, logits.dtype))
         if config.problem_type == "regression":
-            return F.mse_loss(logits, labels.to(logits.dtype))
+            return F.mse_loss(logits, labels)
         return F.binary_cross_entropy_with_logits(logits, labels)
+
+    def _check_classes(self, labels: Tensor, count: int) -> None:
+        """They are `count` classes; cross-entropy leaves out those that are -100."""
+        classes = self.config.num_labels
+        if labels.is_floating_point():
+            raise TypeError(f"labels has dtype {str(labels.dtype).removeprefix('torch.')}; classes are integers")
+        if labels.numel() != count:
+            raise ValueError(f"labels has shape {list(labels.shape)}; {count} classes are needed, one an image")
+        if host_can_read(labels):
+            wrong = labels[((labels < 0) | (labels >= classes)) & (labels != -100)].tolist()
+            if wrong:
+                raise ValueError(f"labels contains {wrong[0]}; classes are 0 to {classes - 1}, or -100 to leave one out")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..config import AltCLIPConfig, CLIPConfig
 from .base import Model, normal_
 from .layers import Linear
 from .outputs import AltCLIPOutput, CLIPOutput, Lazy, later
@@ -20,6 +21,7 @@ class DualEncoder(Model):
     text_class: ClassVar[Any]
     vision_class: ClassVar[Any]
     output_class: ClassVar[type[CLIPOutput] | type[AltCLIPOutput]]
+    config: AltCLIPConfig | CLIPConfig
     projects_pooler_output: ClassVar[bool]  # whether the towers' outputs show the projected embedding
 
     def __init__(self, config: Any) -> None:

@@ -90,6 +90,11 @@ class ModelOutput(dict):
     def get(self, key: str, default: Any = None) -> Any:
         return self[key] if key in self else default
 
+    def _refuse(self, *args: Any, **values: Any) -> Any:
+        raise TypeError(f"a {type(self).__name__} keeps its fields: set one, or change dict(output)")
+
+    pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
     def values(self) -> Any:  # type: ignore[override]
         return [self[name] for name in self]
 

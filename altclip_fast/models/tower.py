@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,14 +86,16 @@ class Tower(Model):
         revisable = not (torch.is_grad_enabled() or self.training or torch.compiler.is_compiling())
         if rows.cu_seqlens is not None and rows.pooled_last and record.empty and (pooled_only or revisable):
             pooled = self._run(last, x, rows, select=rows.pooled)
-            return pooled, None if pooled_only else later(_guarded(last, x, rows))
+            after = [child for child in self.children() if child is not self.layers]
+            return pooled, None if pooled_only else later(_guarded(last, after, x, rows))
         x = self._run(last, x, rows, weights=record.weights)
         record.hidden(x)
         return x[rows.pooled], x
 
     def _run(self, layer: nn.Module, x: Tensor, rows: Rows, **options: Any) -> Tensor:
         if self._checkpoint_options is not None and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, x, rows, **{"use_reentrant": False, **self._checkpoint_options}, **options)
+            run = partial(layer, rows=rows, **options)  # the reentrant form takes no keywords
+            return checkpoint(run, x, **{"use_reentrant": False, **self._checkpoint_options})
         return layer(x, rows, **options)
 
 
@@ -101,11 +104,12 @@ def padded(sequence: Tensor | Lazy, rows: Rows) -> Tensor | Lazy:
     return later(lambda: rows.unpack(sequence() if isinstance(sequence, Lazy) else sequence))
 
 
-def _guarded(layer: nn.Module, x: Tensor, rows: Rows) -> Any:
-    """The layer's full output, later; refused when its weights have changed by then."""
+def _guarded(layer: nn.Module, after: list[nn.Module], x: Tensor, rows: Rows) -> Any:
+    """The layer's full output, later; refused when its weights, or those of what comes after, have changed by then."""
 
-    def stamp() -> list[tuple[int, int]]:
-        return [(id(p), p._version) for p in layer.parameters() if not p.is_inference()]
+    def stamp() -> list[tuple[int, int, int]]:
+        return [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version)
+                for module in (layer, *after) for p in module.parameters()]
 
     before = stamp()
 

@@ -132,6 +132,7 @@ def init_pre_norm_layers(layers: nn.ModuleList, hidden: int, factor: float) -> N
     """The initialisation of CLIP: residual branches start smaller with depth."""
     inner = hidden**-0.5 * (2 * len(layers)) ** -0.5 * factor
     for layer in layers:
+        assert isinstance(layer, PreNormLayer)
         attention, mlp = layer.attention, layer.mlp
         for linear in (attention.query, attention.key, attention.value):
             normal_(linear.weight, inner)

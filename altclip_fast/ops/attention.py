@@ -19,6 +19,7 @@ from . import checks
 def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
            max_seqlen_k: int, causal: bool, scale: float | None) -> None:
     checks.tensors("attention", q=q, k=k, v=v)
+    checks.one_dtype("attention", q=q, k=k, v=v)
     checks.integers("attention", q.device, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     checks.shape("attention", "q", q, None, None, None)
     checks.shape("attention", "k", k, None, q.shape[1], q.shape[2])
@@ -35,10 +36,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: 
 
 def _check_padded(q: Tensor, k: Tensor, mask: Tensor | None, name: str) -> None:
     checks.tensors(name, q=q, k=k)
+    checks.one_dtype(name, q=q, k=k)
     checks.shape(name, "q", q, None, None, None, None)
     checks.shape(name, "k", k, q.shape[0], None, q.shape[2], q.shape[3])
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: mask must be a Tensor or None, not {type(mask).__name__}")
     if mask.dtype is not torch.bool and not mask.is_floating_point():
         raise TypeError(f"{name}: mask is {checks.describe(mask)}; bool (True: may look) or floating (added) is needed")
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
@@ -49,6 +53,7 @@ def _check_padded(q: Tensor, k: Tensor, mask: Tensor | None, name: str) -> None:
 def _check_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> None:
     _check_padded(q, k, mask, "masked_attention")
     checks.tensors("masked_attention", q=q, v=v)
+    checks.one_dtype("masked_attention", q=q, v=v)
     checks.shape("masked_attention", "v", v, k.shape[0], k.shape[1], k.shape[2], None)
 
 
@@ -132,7 +137,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_
     padded_k = _pad(k, places_k, batch, max_seqlen_k)
     padded_v = _pad(v, places_k, batch, max_seqlen_k)
     out = _attend(padded_q, padded_k, padded_v, mask, scale, causal and mask is None).transpose(1, 2)
-    return (out.reshape(-1, *out.shape[2:]) if places_q is None else out[places_q]).contiguous()
+    return (out.reshape(rows_q, *out.shape[2:]) if places_q is None else out[places_q]).contiguous()
 
 
 @op(check=_check_masked)

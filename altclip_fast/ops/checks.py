@@ -16,12 +16,15 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
+def given(**arguments: Any) -> dict[str, Any]:
+    """The optional arguments that are there."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
 def tensors(op: str, **arguments: Any) -> None:
     """All are tensors of a floating dtype, on one device."""
     device = None
     for name, value in arguments.items():
-        if value is None:
-            continue
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
         if not value.is_floating_point():
@@ -32,8 +35,6 @@ def tensors(op: str, **arguments: Any) -> None:
 def integers(op: str, device: torch.device, **arguments: Any) -> None:
     """All are tensors of int32 or int64, on `device`."""
     for name, value in arguments.items():
-        if value is None:
-            continue
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
         if value.dtype not in (torch.int32, torch.int64):
@@ -41,9 +42,25 @@ def integers(op: str, device: torch.device, **arguments: Any) -> None:
         _same_device(op, name, value, device)
 
 
+def one_dtype(op: str, **arguments: Tensor) -> None:
+    """All have the dtype of the first; autocast, where it is on, sees to that itself."""
+    first, *others = arguments
+    value = arguments[first]
+    for name in others:
+        if arguments[name].dtype != value.dtype and not torch.is_autocast_enabled(value.device.type):
+            raise TypeError(f"{op}: {name} is {describe(arguments[name])} and {first} is {describe(value)}; "
+                            "one dtype is needed")
+
+
+def rows(op: str, name: str, value: Tensor) -> None:
+    """`value` has a last dimension."""
+    if value.dim() == 0:
+        raise ValueError(f"{op}: {name} is {describe(value)}; at least one dimension is needed")
+
+
 def _same_device(op: str, name: str, value: Tensor, device: torch.device | None) -> torch.device:
     if device is not None and value.device != device:
-        raise ValueError(f"{op}: {name} is on {value.device}, the other tensors are on {device}; move them to one device")
+        raise ValueError(f"{op}: {name} is on {value.device}, the other tensors on {device}; move them to one device")
     return value.device
 
 
@@ -51,6 +68,6 @@ def shape(op: str, name: str, value: Tensor | None, *expected: int | None) -> No
     """`value` (None passes) has this shape; None in `expected` stands for any size."""
     if value is None:
         return
-    if value.dim() != len(expected) or any(e is not None and n != e for n, e in zip(value.shape, expected, strict=True)):
+    if value.dim() != len(expected) or any(e not in (None, n) for n, e in zip(value.shape, expected, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
         raise ValueError(f"{op}: {name} is {describe(value)}; shape [{wanted}] is needed")

@@ -21,16 +21,14 @@ EPS = 1e-12
 
 def _check_normalize(x: Tensor) -> None:
     checks.tensors("l2_normalize", x=x)
-    if x.dim() == 0:
-        raise ValueError(f"l2_normalize: x is {checks.describe(x)}; at least one dimension is needed")
+    checks.rows("l2_normalize", "x", x)
 
 
 def _check_pair(name: str, a: Tensor, b: Tensor) -> None:
     checks.tensors(name, a=a, b=b)
     checks.shape(name, "a", a, None, None)
     checks.shape(name, "b", b, None, a.shape[1])
-    if a.dtype != b.dtype:
-        raise TypeError(f"{name}: a is {checks.describe(a)} and b is {checks.describe(b)}; one dtype is needed")
+    checks.one_dtype(name, a=a, b=b)
 
 
 def _check_similarity(a: Tensor, b: Tensor, scale: float, normalize: bool) -> None:
@@ -55,6 +53,7 @@ def _check_topk(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool) -> 
 
 def _check_loss(image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> None:
     checks.tensors("contrastive_loss", image=image, text=text, logit_scale=logit_scale)
+    checks.one_dtype("contrastive_loss", image=image, text=text)
     checks.shape("contrastive_loss", "image", image, None, None)
     checks.shape("contrastive_loss", "text", text, image.shape[0], image.shape[1])
     if logit_scale.numel() != 1:
@@ -76,7 +75,7 @@ def l2_normalize(x: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: x is no floating tensor, or has no dimension.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
     norm = wide.square().sum(-1, keepdim=True).clamp_min(EPS * EPS).sqrt()
     return (wide / norm).to(x.dtype)
 

@@ -18,7 +18,9 @@ from . import checks
 
 def _check_patch(pixels: Tensor, weight: Tensor, class_embedding: Tensor, position_embedding: Tensor,
                  mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    checks.tensors("patch_embed", weight=weight, class_embedding=class_embedding, position_embedding=position_embedding)
+    weights = {"weight": weight, "class_embedding": class_embedding, "position_embedding": position_embedding}
+    checks.tensors("patch_embed", **weights)
+    checks.one_dtype("patch_embed", **weights)
     if not isinstance(pixels, Tensor):
         raise TypeError(f"patch_embed: pixels must be a Tensor, not {type(pixels).__name__}")
     if pixels.dtype is not torch.uint8:
@@ -27,15 +29,19 @@ def _check_patch(pixels: Tensor, weight: Tensor, class_embedding: Tensor, positi
     hidden, channels, height, width = weight.shape
     checks.shape("patch_embed", "pixels", pixels, None, channels, None, None)
     checks.shape("patch_embed", "class_embedding", class_embedding, hidden)
+    if min(height, width) < 1:
+        raise ValueError(f"patch_embed: weight is {checks.describe(weight)}; a patch has at least one pixel")
     patches = (pixels.shape[2] // height) * (pixels.shape[3] // width)
     if patches < 1:
-        raise ValueError(f"patch_embed: pixels is {checks.describe(pixels)}, smaller than one patch of {height}x{width}")
+        raise ValueError(f"patch_embed: pixels is {checks.describe(pixels)}, less than a patch of {height}x{width}")
     checks.shape("patch_embed", "position_embedding", position_embedding, patches + 1, hidden)
     if (mean is None) != (std is None):
         raise ValueError("patch_embed: mean and std are given together or not at all")
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:
             raise ValueError(f"patch_embed: {name} is {list(values)}; {channels} numbers are needed, one a channel")
+    if std is not None and 0 in std:
+        raise ValueError(f"patch_embed: std is {list(std)}; pixels are divided by it")
 
 
 @op(check=_check_patch)
@@ -77,11 +83,16 @@ def interpolate_positions(position_embedding: Tensor, height: int, width: int) -
         [1 + height * width, H], the same tensor when the grid is already that.
 
     Raises:
-        ValueError: the learned grid is not square.
+        ValueError, TypeError: the learned grid is not square, or the new one is empty.
     """
-    side = int((position_embedding.shape[0] - 1) ** 0.5)
-    if side * side != position_embedding.shape[0] - 1:
-        raise ValueError(f"position_embedding has {position_embedding.shape[0]} rows; 1 + a square is needed")
+    checks.tensors("interpolate_positions", position_embedding=position_embedding)
+    checks.shape("interpolate_positions", "position_embedding", position_embedding, None, None)
+    side = int(max(position_embedding.shape[0] - 1, 0) ** 0.5)
+    if side == 0 or side * side != position_embedding.shape[0] - 1:
+        raise ValueError(f"interpolate_positions: position_embedding has {position_embedding.shape[0]} rows; "
+                         "1 + a square is needed")
+    if min(height, width) < 1:
+        raise ValueError(f"interpolate_positions: the new grid is {height}x{width}; at least one patch is needed")
     if (height, width) == (side, side):
         return position_embedding
     first, grid = position_embedding[:1], position_embedding[1:]
@@ -93,9 +104,11 @@ def interpolate_positions(position_embedding: Tensor, height: int, width: int) -
 def _check_text(input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, word: Tensor, position: Tensor,
                 token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
                 padding_idx: int | None) -> None:
-    checks.tensors("text_embed", word=word, position=position, token_type=token_type, weight=weight, bias=bias)
+    optional = checks.given(token_type=token_type, weight=weight, bias=bias)
+    checks.tensors("text_embed", word=word, position=position, **optional)
+    checks.one_dtype("text_embed", word=word, position=position, **optional)
     checks.integers("text_embed", word.device, input_ids=input_ids, position_ids=position_ids,
-                    token_type_ids=token_type_ids)
+                    **checks.given(token_type_ids=token_type_ids))
     checks.shape("text_embed", "input_ids", input_ids, None)
     checks.shape("text_embed", "position_ids", position_ids, input_ids.shape[0])
     checks.shape("text_embed", "token_type_ids", token_type_ids, input_ids.shape[0])
@@ -105,6 +118,11 @@ def _check_text(input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor 
     checks.shape("text_embed", "token_type", token_type, None, hidden)
     checks.shape("text_embed", "weight", weight, hidden)
     checks.shape("text_embed", "bias", bias, hidden)
+    if weight is not None and not eps > 0:
+        raise ValueError(f"text_embed: eps is {eps}; a positive number is needed")
+    if padding_idx is not None and not 0 <= padding_idx < min(word.shape[0], position.shape[0]):
+        raise ValueError(f"text_embed: padding_idx is {padding_idx}; word has {word.shape[0]} rows and position "
+                         f"{position.shape[0]}, so it is less, and not negative")
     for pair in ((token_type_ids, token_type), (weight, bias)):
         if (pair[0] is None) != (pair[1] is None):
             raise ValueError("text_embed: token_type_ids and token_type, and weight and bias, come in pairs")

@@ -38,19 +38,25 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
-    checks.tensors("linear", x=x, weight=weight, bias=bias, residual=residual)
+    _check_tensors("linear", x=x, weight=weight, **checks.given(bias=bias, residual=residual))
     _check_activation("linear", activation)
-    _check_layer("linear", x.shape[-1] if x.dim() else 0, weight, bias)
+    _check_layer("linear", x.shape[-1], weight, bias)
     checks.shape("linear", "residual", residual, *x.shape[:-1], weight.shape[0])
 
 
 def _check_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
                residual: Tensor | None) -> None:
-    checks.tensors("mlp", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
+    _check_tensors("mlp", x=x, w1=w1, w2=w2, **checks.given(b1=b1, b2=b2, residual=residual))
     _check_activation("mlp", activation)
-    _check_layer("mlp", x.shape[-1] if x.dim() else 0, w1, b1, "w1", "b1")
+    _check_layer("mlp", x.shape[-1], w1, b1, "w1", "b1")
     _check_layer("mlp", w1.shape[0], w2, b2, "w2", "b2")
     checks.shape("mlp", "residual", residual, *x.shape[:-1], w2.shape[0])
+
+
+def _check_tensors(name: str, **arguments: Tensor) -> None:
+    checks.tensors(name, **arguments)
+    checks.one_dtype(name, **arguments)
+    checks.rows(name, "x", arguments["x"])
 
 
 def _check_activation(name: str, activation: str) -> None:

@@ -15,8 +15,8 @@ from . import checks
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, eps: float, name: str = "layer_norm") -> None:
     checks.tensors(name, x=x, weight=weight, bias=bias)
-    if x.dim() == 0:
-        raise ValueError(f"{name}: x is {checks.describe(x)}; at least one dimension is needed")
+    checks.one_dtype(name, x=x, weight=weight, bias=bias)
+    checks.rows(name, "x", x)
     checks.shape(name, "weight", weight, x.shape[-1])
     checks.shape(name, "bias", bias, x.shape[-1])
     if not eps > 0:
@@ -26,6 +26,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, eps: float, name: str = "lay
 def _check_add(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
     _check(x, weight, bias, eps, "add_layer_norm")
     checks.tensors("add_layer_norm", x=x, residual=residual)
+    checks.one_dtype("add_layer_norm", x=x, residual=residual)
     checks.shape("add_layer_norm", "residual", residual, *x.shape)
 
 
@@ -62,5 +63,5 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     Raises:
         ValueError, TypeError: shapes, dtypes or devices do not fit.
     """
-    total = x + residual
+    total = (x + residual).contiguous()
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)

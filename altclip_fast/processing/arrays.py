@@ -94,7 +94,7 @@ def _is_unit(image: np.ndarray, name: str) -> bool:
     whole = in_range and np.allclose(image, image.astype(int))
     if not in_range or not (whole or high <= 1):
         raise ValueError(
-            f"{name}: values from {low} to {high} cannot be resized as 8 bits; "
+            f"{name}: values from {low} to {high} cannot become an 8-bit image; "
             "whole numbers from 0 to 255, or fractions from 0 to 1, are needed"
         )
     return not whole

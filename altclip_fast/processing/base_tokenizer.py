@@ -20,6 +20,7 @@ from ..hub import resolve_file
 from ..notices import warn_once
 from . import truncation as lengths_of
 from .encoding import BatchEncoding, as_lists, tensor_type_of
+from .row_encoding import RowEncoder
 from .text_rows import text_rows
 from .tokenizer_files import read_settings, write_json
 from .truncation import Lengths
@@ -268,14 +269,17 @@ class BaseTokenizer(Vocabulary):
         """
         rows, batched = text_rows(text, text_pair, is_split_into_words)
         lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of, padding_side, stride)
-        encodings = self._encode_rows(
-            rows,
-            lengths,
+        encoder = RowEncoder(
             backend=self._backend_for(split_special_tokens),
+            lengths=lengths,
             add_special_tokens=add_special_tokens,
             is_pretokenized=is_split_into_words,
-            shorten=not return_overflowing_tokens,
+            keep_overflow=return_overflowing_tokens,
+            prefix_is_safe=self._prefix_is_safe,
         )
+        encodings = encoder.encode(rows)
+        if lengths.padding and encodings:
+            self._pad_encodings(encodings, lengths)
         samples = list(range(len(encodings)))
         if return_overflowing_tokens:
             parts = [[encoding, *encoding.overflowing] for encoding in encodings]
@@ -364,71 +368,11 @@ class BaseTokenizer(Vocabulary):
             stride=lengths_of.whole_number("stride", stride, 0) or 0,
         )
 
-    def _encode_rows(
-        self,
-        rows: list[Any],
-        lengths: Lengths,
-        *,
-        backend: Tokenizer,
-        add_special_tokens: bool,
-        is_pretokenized: bool,
-        shorten: bool,
-    ) -> list[Encoding]:
-        """Tokenise, truncate and pad; `shorten` allows leaving out text that cannot matter."""
-        how = {"add_special_tokens": add_special_tokens, "is_pretokenized": is_pretokenized}
-        if not rows:
-            return []
-        if lengths.truncation is None or lengths.max_length is None:
-            encodings = backend.encode_batch(rows, **how)
-        else:
-            shorten = shorten and self._prefix_is_safe and lengths.truncation_side == "right"
-            encodings = self._encode_truncated(rows, lengths, lengths.max_length, backend, how, shorten)
-        if lengths.padding:
-            self._pad_encodings(encodings, lengths)
-        return encodings
-
-    def _encode_truncated(
-        self,
-        rows: list[Any],
-        lengths: Lengths,
-        limit: int,
-        backend: Tokenizer,
-        how: Mapping[str, bool],
-        shorten: bool,
-    ) -> list[Encoding]:
-        """Rows of at most `limit` tokens: those that are longer are tokenised without special tokens and cut."""
-        special = [backend.num_special_tokens_to_add(is_pair=pair) for pair in (False, True)]
-        special = special if how["add_special_tokens"] else [0, 0]
-        lengths.check_room(special[any(isinstance(row, tuple) for row in rows)])
-        read = [lengths_of.safe_prefix(row, limit) if shorten and isinstance(row, str) else row for row in rows]
-        encodings: dict[int, Encoding] = {}
-        short = [i for i, row in enumerate(read) if lengths_of.looks_short(row, limit)]
-        for i, encoding in zip(short, backend.encode_batch([read[i] for i in short], **how), strict=True):
-            if len(encoding) <= limit:
-                encodings[i] = encoding
-        rest = [i for i in range(len(rows)) if i not in encodings]
-        texts = [read[i] if isinstance(read[i], tuple) else (read[i],) for i in rest]
-        plain = {**how, "add_special_tokens": False}
-        parts = iter(backend.encode_batch([text for row in texts for text in row], **plain))
-        for i, row in zip(rest, texts, strict=True):
-            first, second = next(parts), next(parts) if len(row) == 2 else None
-            room = limit - special[len(row) - 1]
-            if read[i] is not rows[i] and len(first) < room:
-                first = backend.encode(rows[i], **plain)
-            lengths_of.truncate(first, second, room, lengths)
-            encodings[i] = backend.post_process(first, second, how["add_special_tokens"])
-        return [encodings[i] for i in range(len(rows))]
-
     def _pad_encodings(self, encodings: list[Encoding], lengths: Lengths) -> None:
         length = lengths.padded(max(len(encoding) for encoding in encodings))
+        filler = {"pad_id": self.pad_token_id, "pad_type_id": self.pad_token_type_id, "pad_token": self.pad_token}
         for encoding in encodings:
-            encoding.pad(
-                length,
-                direction=lengths.padding_side,
-                pad_id=self.pad_token_id,
-                pad_type_id=self.pad_token_type_id,
-                pad_token=self.pad_token,
-            )
+            encoding.pad(length, direction=lengths.padding_side, **filler)
 
     def _warn_of_long_rows(self, encodings: Sequence[Encoding]) -> None:
         longest = max((len(encoding) for encoding in encodings), default=0)

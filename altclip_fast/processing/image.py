@@ -91,7 +91,9 @@ def _batch(named: list[tuple[str, ImageSource]], settings: Settings) -> np.ndarr
                 "pass do_center_crop=True, do_pad=True, or return_tensors=None"
             )
         if result.dtype != (common := np.promote_types(result.dtype, dtype)):
-            result = result.astype(common)
+            wider = np.empty(result.shape, common)
+            wider[:i] = result[:i]
+            result = wider
         if dtype == result.dtype:
             _finish(pixels, settings, result[i])
         else:

@@ -106,7 +106,7 @@ class BaseImageProcessor:
         """
         source = pretrained_model_name_or_path
         if os.path.isfile(source):
-            return cls.from_dict(read_json(source), **overrides)
+            return cls._from_file(read_json(source), os.fspath(source), overrides)
 
         def find(filename: str) -> Path | None:
             return resolve_file(

@@ -57,7 +57,9 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
         raise ValueError(f"max_pixels={max_pixels!r}: an integer of at least 1 is needed")
     if isinstance(source, Image.Image):
-        with _reading(f"PIL image {source.mode} of {source.width} x {source.height}"):
+        name = f"PIL image {source.mode}"
+        loaded(source, name)
+        with _reading(name):
             result = _upright_rgb(source)
             return source.copy() if result is source else result
     if isinstance(source, np.ndarray | torch.Tensor):
@@ -114,7 +116,7 @@ def _flatten(images: Any, name: str) -> Iterator[tuple[str, ImageSource]]:
 def loaded(image: Image.Image, name: str) -> Image.Image:
     """The image, with its pixels decoded: OSError where the file behind it is broken."""
     if 0 in image.size:
-        raise ValueError(f"{name}: a PIL image of {image.width} x {image.height} has no pixels")
+        raise ValueError(f"{name}: {image.width} x {image.height} pixels; at least one is needed")
     with _reading(name):
         image.load()
     return image

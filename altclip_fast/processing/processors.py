@@ -52,9 +52,7 @@ class BaseProcessor:
             BaseImageProcessor,
             "CLIPImageProcessor or CLIPImageProcessorFast",
         )
-        self.tokenizer: BaseTokenizer = _checked(
-            "tokenizer", tokenizer, BaseTokenizer, " or ".join(_TOKENIZERS)
-        )
+        self.tokenizer: BaseTokenizer = _checked("tokenizer", tokenizer, BaseTokenizer, " or ".join(_TOKENIZERS))
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """Images and texts, or one of the two, as the model's inputs.
@@ -82,9 +80,7 @@ class BaseProcessor:
 
     def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tokenizer's and the image processor's share of `options`."""
-        groups = {
-            name: dict(options.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs")
-        }
+        groups = {name: dict(options.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs")}
         plain = {name: value for name, value in options.items() if name not in groups}
         known = TEXT_OPTIONS | set(IMAGE_OPTIONS)
         if unknown := sorted({*plain, *groups["common_kwargs"]} - known):

@@ -13,25 +13,25 @@ NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 
 def added_token(content: Token | Mapping[str, Any], **flags: Any) -> AddedToken:
-    """A new `AddedToken` from a string, a mapping as the hub's JSON files hold it, or another `AddedToken`.
+    """An `AddedToken` from a string or from a mapping as the hub's JSON files hold it; an `AddedToken` is kept.
 
     Args:
-        flags: override or complete the token's own (special, normalized, lstrip, rstrip, single_word).
+        flags: special, normalized, lstrip, rstrip, single_word; they win over those of a mapping.
 
     Raises:
         TypeError: `content` is none of these.
     """
     if isinstance(content, AddedToken):
-        content = content.__getstate__()
+        return content
     if isinstance(content, str):
         return AddedToken(content, **flags)
     if isinstance(content, Mapping) and isinstance(content.get("content"), str):
-        known = {key: content[key] for key in _ADDED_TOKEN_FIELDS if key in content}
+        known = {key: content[key] for key in _FIELDS if key in content}
         return AddedToken(**{**known, **flags})
     raise TypeError(f"a special token is a str or an AddedToken, not {content!r}")
 
 
-_ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class _NamedToken:

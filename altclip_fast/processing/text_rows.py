@@ -6,15 +6,11 @@ from typing import Any
 
 
 def text_rows(text: Any, text_pair: Any, is_split: bool) -> tuple[list[Any], bool]:
-    """The rows to encode, and whether they were given as a batch. A row is a str, a list of words, or a pair of these."""
+    """The rows to encode (a str, a list of words, or a pair of these each), and whether they were given as a batch."""
     if not isinstance(text, (str, list, tuple)) or (is_split and isinstance(text, str)):
-        wanted = (
-            "a list of words or of such lists" if is_split else "a str, a list of str or a list of (str, str)"
-        )
+        wanted = "a list of words or of such lists" if is_split else "a str, a list of str or a list of (str, str)"
         raise TypeError(f"text must be {wanted}, not {type(text).__name__}")
-    batched = not isinstance(text, str) and not (
-        is_split and not (text and isinstance(text[0], (list, tuple)))
-    )
+    batched = not isinstance(text, str) and not (is_split and not (text and isinstance(text[0], (list, tuple))))
     if not batched:
         return [_row(text, text_pair or None, is_split, "")], False
     if text_pair is None:

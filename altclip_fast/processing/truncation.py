@@ -115,24 +115,47 @@ def looks_short(row: Any, max_length: int) -> bool:
     return isinstance(row, str) and len(row) <= _CHARACTERS_PER_SHORT_TOKEN * max_length
 
 
-def truncate(first: Encoding, second: Encoding | None, room: int, lengths: Lengths) -> None:
-    """Cut `first` and `second` in place until both have at most `room` tokens together.
+def truncate(
+    first: Encoding, second: Encoding | None, room: int, lengths: Lengths, keep_overflow: bool
+) -> tuple[Encoding, Encoding | None]:
+    """`first` and `second` cut until both have at most `room` tokens together.
+
+    Args:
+        keep_overflow: what is cut off stays reachable as `overflowing`.
 
     Raises:
         ValueError: the strategy names one text only, and that one is too short to give way.
     """
     if second is None and lengths.truncation == "only_second":
         raise ValueError("truncation='only_second' needs a text_pair")
-    targets = _targets(len(first), len(second) if second is not None else 0, room, lengths.truncation)
-    for encoding, target in zip((first, second), targets, strict=True):
-        if encoding is None or len(encoding) <= target:
-            continue
-        if target < 0 or 0 < target <= lengths.stride:
-            raise ValueError(
-                f"truncation={lengths.truncation!r} with stride={lengths.stride} cannot bring texts of {len(first)} "
-                f"and {len(second or ())} tokens down to max_length={lengths.max_length}"
-            )
-        encoding.truncate(target, stride=lengths.stride, direction=lengths.truncation_side)
+    sizes = len(first), len(second) if second is not None else 0
+    targets = _targets(*sizes, room, lengths.truncation)
+    if any(
+        target < size and (target < 0 or 0 < target <= lengths.stride)
+        for size, target in zip(sizes, targets, strict=True)
+    ):
+        raise ValueError(
+            f"truncation={lengths.truncation!r} with stride={lengths.stride} cannot bring texts of "
+            f"{sizes[0]} and {sizes[1]} tokens down to max_length={lengths.max_length}"
+        )
+    first = _cut(first, targets[0], lengths, keep_overflow)
+    return first, None if second is None else _cut(second, targets[1], lengths, keep_overflow)
+
+
+def _cut(encoding: Encoding, target: int, lengths: Lengths, keep_overflow: bool) -> Encoding:
+    """The first `target` tokens of `encoding`, or the last ones with truncation_side="left"."""
+    size, side = len(encoding), lengths.truncation_side
+    if size <= target:
+        return encoding
+    if not keep_overflow and target == 0:
+        return Encoding.merge([])
+    if not keep_overflow and size > 2 * target:
+        # The tokens wanted are what is left over when cutting at the other end. Cutting at this end would keep the
+        # rest in pieces, and a pair of long texts makes a row of every two pieces: gigabytes.
+        encoding.truncate(size - target, direction="left" if side == "right" else "right")
+        return encoding.overflowing[0]
+    encoding.truncate(target, stride=lengths.stride, direction=side)
+    return encoding
 
 
 def _targets(first: int, second: int, room: int, strategy: str | None) -> tuple[int, int]:

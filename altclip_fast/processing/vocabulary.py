@@ -191,7 +191,10 @@ def _are_tokens(values: Iterable[Any]) -> bool:
 def _as_special(token: Token, is_named: bool) -> AddedToken:
     if isinstance(token, str):
         return AddedToken(token, special=True)
-    return added_token(token, special=True) if is_named else token
+    if is_named:
+        # in place: a copy would lose whether `normalized` was given, and it follows `special` where it was not
+        token.special = True
+    return token
 
 
 def _prefix_is_safe(backend: Tokenizer) -> bool:

@@ -1,6 +1,6 @@
-"""The oracle: small random transformers models, the same weights loaded by us, and the gate that compares them.
+"""The oracle: small random transformers models, the same weights loaded by us, and the gate between them.
 
-Every model here is shared by all tests of a session: a test that changes one takes a copy of it (`Pair.copy`).
+Every model is shared by all tests of a session: a test that changes one takes a copy of it (`Pair.copy`).
 """
 
 from __future__ import annotations
@@ -30,32 +30,84 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="oracle-")
 # Each case: the text tower, the vision tower, the joint head. Widths differ, and few are powers of two.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "odd": {
-        "text": {"hidden_size": 80, "num_attention_heads": 5, "num_hidden_layers": 3, "intermediate_size": 37,
-                 "hidden_act": "gelu"},
-        "vision": {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 37,
-                   "patch_size": 6, "image_size": 30, "hidden_act": "quick_gelu"},
+        "text": {
+            "hidden_size": 80,
+            "num_attention_heads": 5,
+            "num_hidden_layers": 3,
+            "intermediate_size": 37,
+            "hidden_act": "gelu",
+        },
+        "vision": {
+            "hidden_size": 48,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "intermediate_size": 37,
+            "patch_size": 6,
+            "image_size": 30,
+            "hidden_act": "quick_gelu",
+        },
         "joint": {"projection_dim": 24},
     },
     "wide": {  # head_dim 64 and 80, one layer
-        "text": {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64,
-                 "hidden_act": "quick_gelu", "layer_norm_eps": 1e-3},
-        "vision": {"hidden_size": 160, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 96,
-                   "patch_size": 8, "image_size": 20, "num_channels": 1, "hidden_act": "gelu",
-                   "layer_norm_eps": 1e-3},
+        "text": {
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "intermediate_size": 64,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-3,
+        },
+        "vision": {
+            "hidden_size": 160,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "intermediate_size": 96,
+            "patch_size": 8,
+            "image_size": 20,
+            "num_channels": 1,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-3,
+        },
         "joint": {"projection_dim": 33, "logit_scale_init_value": 1.5},
     },
     "tanh": {  # head_dim 12 in the text tower
-        "text": {"hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 50,
-                 "hidden_act": "gelu_new", "layer_norm_eps": 1e-12},
-        "vision": {"hidden_size": 40, "num_attention_heads": 5, "num_hidden_layers": 3, "intermediate_size": 41,
-                   "patch_size": 5, "image_size": 15, "hidden_act": "relu", "layer_norm_eps": 1e-12},
+        "text": {
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "intermediate_size": 50,
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-12,
+        },
+        "vision": {
+            "hidden_size": 40,
+            "num_attention_heads": 5,
+            "num_hidden_layers": 3,
+            "intermediate_size": 41,
+            "patch_size": 5,
+            "image_size": 15,
+            "hidden_act": "relu",
+            "layer_norm_eps": 1e-12,
+        },
         "joint": {"projection_dim": 16},
     },
     "silu": {
-        "text": {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 31,
-                 "hidden_act": "silu"},
-        "vision": {"hidden_size": 26, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 29,
-                   "patch_size": 4, "image_size": 12, "hidden_act": "selu"},
+        "text": {
+            "hidden_size": 24,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "intermediate_size": 31,
+            "hidden_act": "silu",
+        },
+        "vision": {
+            "hidden_size": 26,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "intermediate_size": 29,
+            "patch_size": 4,
+            "image_size": 12,
+            "hidden_act": "selu",
+        },
         "joint": {"projection_dim": 8},
     },
 }
@@ -71,7 +123,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 JOINT = ("AltCLIPModel", "CLIPModel")
 TEXT = ("AltCLIPTextModel", "CLIPTextModel", "CLIPTextModelWithProjection")
-VISION = ("AltCLIPVisionModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPForImageClassification")
+VISION = (
+    "AltCLIPVisionModel",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "CLIPForImageClassification",
+)
 CLASSES = (*JOINT, *TEXT, *VISION)
 
 
@@ -105,10 +162,19 @@ def make_config(name: str, case: str) -> Any:
     text = {"vocab_size": 99, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": EOS, **fields["text"]}
     vision = {**fields["vision"], "projection_dim": fields["joint"]["projection_dim"]}
     if family == "AltCLIP":
-        text = {**text, "max_position_embeddings": LONGEST + PAD + 1, "project_dim": 28, "hidden_dropout_prob": 0.0,
-                "attention_probs_dropout_prob": 0.0}
+        text = {
+            **text,
+            "max_position_embeddings": LONGEST + PAD + 1,
+            "project_dim": 28,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
     else:
-        text = {"projection_dim": fields["joint"]["projection_dim"], **text, "max_position_embeddings": LONGEST}
+        text = {
+            "projection_dim": fields["joint"]["projection_dim"],
+            **text,
+            "max_position_embeddings": LONGEST,
+        }
         text.pop("chunk_size_feed_forward", None)
         text.pop("type_vocab_size", None)
     if name in TEXT:
@@ -119,7 +185,7 @@ def make_config(name: str, case: str) -> Any:
 
 
 def randomise(model: torch.nn.Module, seed: int = 1) -> None:
-    """Weights of a trained model's size: no bias is zero, no norm is one, activations leave the linear range."""
+    """Weights of a trained model's size: no bias is zero, no norm is one, no activation is nearly linear."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -140,7 +206,9 @@ def randomise(model: torch.nn.Module, seed: int = 1) -> None:
 def pair(name: str, case: str = "odd") -> Pair:
     """The model of class `name`, ours loaded from the files that transformers wrote."""
     torch.manual_seed(0)
-    theirs = getattr(transformers, name)._from_config(make_config(name, case), attn_implementation="eager").eval()
+    theirs = (
+        getattr(transformers, name)._from_config(make_config(name, case), attn_implementation="eager").eval()
+    )
     randomise(theirs)
     folder = Path(_FOLDER.name) / f"{name}-{case}"
     theirs.save_pretrained(folder)
@@ -154,12 +222,16 @@ def pixels(model: Any, batch: int = 3, seed: int = 2) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def texts(lengths: tuple[int, ...] = (7, 4, 11), longest: int | None = None, side: str = "right",
-          seed: int = 3) -> dict[str, torch.Tensor]:
+def texts(
+    lengths: tuple[int, ...] = (7, 4, 11), longest: int | None = None, side: str = "right", seed: int = 3
+) -> dict[str, torch.Tensor]:
     """Random texts `<0> .. <EOS>` of these lengths, padded on the right, the left, or on both sides."""
     longest = max(lengths) if longest is None else longest
     draw = torch.Generator().manual_seed(seed)
-    ids, mask = torch.full((len(lengths), longest), PAD), torch.zeros(len(lengths), longest, dtype=torch.int64)
+    ids, mask = (
+        torch.full((len(lengths), longest), PAD),
+        torch.zeros(len(lengths), longest, dtype=torch.int64),
+    )
     for row, length in enumerate(lengths):
         start = {"right": 0, "left": longest - length, "both": (longest - length) // 2}[side]
         ids[row, start : start + length] = torch.randint(3, EOS, (length,), generator=draw)
@@ -192,11 +264,25 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, name: str, scale: flo
 
 
 def _leaves(ours: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """(path, ours, theirs) of every tensor, in the order of computation: what comes first is the first error."""
+    """(path, ours, theirs) of every tensor, in the order of computation: the first error is the cause."""
     if isinstance(theirs, transformers.utils.ModelOutput):
-        assert list(ours) == list(theirs), f"{path or 'output'} has {list(ours)}, transformers' has {list(theirs)}"
-        order = ("vision_model_output", "text_model_output", "hidden_states", "attentions", "last_hidden_state",
-                 "pooler_output", "text_embeds", "image_embeds", "logits_per_text", "logits_per_image", "logits", "loss")
+        assert list(ours) == list(theirs), (
+            f"{path or 'output'} has {list(ours)}, transformers' has {list(theirs)}"
+        )
+        order = (
+            "vision_model_output",
+            "text_model_output",
+            "hidden_states",
+            "attentions",
+            "last_hidden_state",
+            "pooler_output",
+            "text_embeds",
+            "image_embeds",
+            "logits_per_text",
+            "logits_per_image",
+            "logits",
+            "loss",
+        )
         for name in sorted(theirs, key=order.index):
             yield from _leaves(ours[name], theirs[name], f"{path}.{name}".lstrip("."))
     elif isinstance(theirs, tuple):

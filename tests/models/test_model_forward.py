@@ -1,10 +1,24 @@
-"""Every class against transformers: every hidden state in order, the other outputs, and what callers may ask for."""
+"""Every class against transformers: every hidden state in order, the outputs, and what callers may ask for."""
 
+import copy
 import inspect
 
 import pytest
 import torch
-from oracle import CASES, CLASSES, JOINT, TEXT, VISION, assert_close, assert_same, inputs_for, pair, pixels, structure, texts
+from oracle import (
+    CASES,
+    CLASSES,
+    JOINT,
+    TEXT,
+    VISION,
+    assert_close,
+    assert_same,
+    inputs_for,
+    pair,
+    pixels,
+    structure,
+    texts,
+)
 
 import altclip_fast as af
 
@@ -49,18 +63,18 @@ def test_return_dict_false_gives_transformers_tuples(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_configuration_chooses_what_the_call_leaves_open(name):
-    found = pair(name).copy()
-    for model in (found.ours, found.theirs):
-        for config in (model.config, *(getattr(model.config, part, None) for part in ("text_config", "vision_config"))):
-            if config is not None:
-                config.output_hidden_states = True
-        model.config.return_dict = False
-    inputs = inputs_for(found.ours)
-    with torch.no_grad():  # most classes of transformers fail with return_dict=False in their configuration
-        expected = pair(name).theirs(**inputs, output_hidden_states=True, return_dict=False)
-        assert structure(found.ours(**inputs)) == structure(expected)
-    assert_same(*both(found, return_dict=True))
-    assert_same(*both(found, return_dict=True, output_hidden_states=False))
+    """Ours alone: most classes of transformers fail when their configuration says return_dict=False."""
+    model, theirs, inputs = copy.deepcopy(pair(name).ours), pair(name).theirs, inputs_for(pair(name).ours)
+    model.config.output_hidden_states, model.config.return_dict = True, False
+    for part in ("text_config", "vision_config"):
+        if hasattr(model.config, part):
+            getattr(model.config, part).output_hidden_states = True
+    kept = inputs.get("attention_mask")
+    with torch.no_grad():
+        every = theirs(**inputs, output_hidden_states=True)
+        assert structure(model(**inputs)) == structure(every.to_tuple())
+        assert_same(model(**inputs, return_dict=True), every, kept)
+        assert_same(model(**inputs, return_dict=True, output_hidden_states=False), theirs(**inputs), kept)
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -89,8 +103,16 @@ def test_features_are_the_projected_pooled_outputs(name, case):
     found = pair(name, case)
     words, images = texts(), pixels(found.ours)
     with torch.no_grad():
-        assert_close(found.ours.get_text_features(**words), found.theirs.get_text_features(**words).pooler_output, "text")
-        assert_close(found.ours.get_image_features(images), found.theirs.get_image_features(images).pooler_output, "image")
+        assert_close(
+            found.ours.get_text_features(**words),
+            found.theirs.get_text_features(**words).pooler_output,
+            "text",
+        )
+        assert_close(
+            found.ours.get_image_features(images),
+            found.theirs.get_image_features(images).pooler_output,
+            "image",
+        )
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -111,7 +133,11 @@ def test_features_of_positions_and_types(name):
     if name == "AltCLIPModel":
         words["token_type_ids"] = torch.zeros_like(words["input_ids"])
     with torch.no_grad():
-        assert_close(found.ours.get_text_features(**words), found.theirs.get_text_features(**words).pooler_output, "text")
+        assert_close(
+            found.ours.get_text_features(**words),
+            found.theirs.get_text_features(**words).pooler_output,
+            "text",
+        )
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -132,7 +158,9 @@ SIZES = [(30, 30), (36, 36), (42, 24), (24, 42), (150, 6), (30, 31), (33, 35), (
 @pytest.mark.parametrize("name", (*VISION, "AltCLIPModel"))
 def test_images_of_other_sizes(name, size):
     images = torch.randn(2, 3, *size)
-    assert_same(*both(pair(name), pixel_values=images, interpolate_pos_encoding=True, output_hidden_states=True))
+    assert_same(
+        *both(pair(name), pixel_values=images, interpolate_pos_encoding=True, output_hidden_states=True)
+    )
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -153,22 +181,56 @@ def test_pixels_are_cast_to_the_dtype_of_the_weights(name, dtype):
 @pytest.mark.parametrize("name", CLASSES)
 def test_inputs_may_be_views(name):
     """Not contiguous, and expanded along the batch."""
-    strided = {key: value.transpose(0, 1).contiguous().transpose(0, 1) for key, value in inputs_for(pair(name).ours).items()}
+    strided = {
+        key: value.transpose(0, 1).contiguous().transpose(0, 1)
+        for key, value in inputs_for(pair(name).ours).items()
+    }
     assert not any(value.is_contiguous() for value in strided.values())
     assert_same(*both(pair(name), **strided))
-    expanded = {key: value[:1].expand(3, *value.shape[1:]) for key, value in inputs_for(pair(name).ours).items()}
+    expanded = {
+        key: value[:1].expand(3, *value.shape[1:]) for key, value in inputs_for(pair(name).ours).items()
+    }
     assert_same(*both(pair(name), **expanded))
 
 
 DOCUMENTED = {
-    "AltCLIPModel": ["input_ids", "pixel_values", "attention_mask", "position_ids", "token_type_ids", "return_loss",
-                     "output_attentions", "output_hidden_states", "interpolate_pos_encoding", "return_dict"],
-    "AltCLIPTextModel": ["input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds",
-                         "output_attentions", "return_dict", "output_hidden_states"],
-    "AltCLIPVisionModel": ["pixel_values", "output_attentions", "output_hidden_states", "interpolate_pos_encoding",
-                           "return_dict"],
-    "CLIPModel": ["input_ids", "pixel_values", "attention_mask", "position_ids", "return_loss",
-                  "interpolate_pos_encoding"],
+    "AltCLIPModel": [
+        "input_ids",
+        "pixel_values",
+        "attention_mask",
+        "position_ids",
+        "token_type_ids",
+        "return_loss",
+        "output_attentions",
+        "output_hidden_states",
+        "interpolate_pos_encoding",
+        "return_dict",
+    ],
+    "AltCLIPTextModel": [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "position_ids",
+        "inputs_embeds",
+        "output_attentions",
+        "return_dict",
+        "output_hidden_states",
+    ],
+    "AltCLIPVisionModel": [
+        "pixel_values",
+        "output_attentions",
+        "output_hidden_states",
+        "interpolate_pos_encoding",
+        "return_dict",
+    ],
+    "CLIPModel": [
+        "input_ids",
+        "pixel_values",
+        "attention_mask",
+        "position_ids",
+        "return_loss",
+        "interpolate_pos_encoding",
+    ],
     "CLIPTextModel": ["input_ids", "attention_mask", "position_ids"],
     "CLIPTextModelWithProjection": ["input_ids", "attention_mask", "position_ids"],
     "CLIPVisionModel": ["pixel_values", "interpolate_pos_encoding"],
@@ -192,4 +254,6 @@ def test_input_embeddings_are_those_of_transformers(name):
         with pytest.raises((NotImplementedError, AttributeError)):
             found.theirs.get_input_embeddings()
         return
-    assert_close(found.ours.get_input_embeddings().weight, found.theirs.get_input_embeddings().weight, "embedding")
+    assert_close(
+        found.ours.get_input_embeddings().weight, found.theirs.get_input_embeddings().weight, "embedding"
+    )

@@ -1,4 +1,4 @@
-"""What texts may look like: masks of every kind, padding on every side, ids, positions, and the pooled token."""
+"""What texts may look like: masks of every kind, padding on every side, ids, positions, the pooled token."""
 
 import pytest
 import torch
@@ -11,7 +11,11 @@ CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 def check(found, kept=None, **inputs):
     """Equal to transformers: packed, with every hidden state, with attentions (padded), and pooled alone."""
     with torch.no_grad():
-        for options in ({}, {"output_hidden_states": True}, {"output_hidden_states": True, "output_attentions": True}):
+        for options in (
+            {},
+            {"output_hidden_states": True},
+            {"output_hidden_states": True, "output_attentions": True},
+        ):
             ours, theirs = found.ours(**inputs, **options), found.theirs(**inputs, **options)
             assert_same(ours, theirs, kept)
         tower = getattr(found.ours, "text_model", found.ours)
@@ -60,7 +64,12 @@ def test_masks_of_any_dtype(name, dtype):
 @pytest.mark.parametrize("name", TEXT)
 def test_ids_of_32_bits(name):
     words = texts()
-    check(pair(name), words["attention_mask"], input_ids=words["input_ids"].int(), attention_mask=words["attention_mask"])
+    check(
+        pair(name),
+        words["attention_mask"],
+        input_ids=words["input_ids"].int(),
+        attention_mask=words["attention_mask"],
+    )
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -104,7 +113,9 @@ def test_masks_of_four_dimensions(name, kind):
     with torch.no_grad():
         for more in ({}, {"output_attentions": True}):
             theirs = found.theirs(input_ids=words["input_ids"], attention_mask=additive, **options, **more)
-            assert_same(found.ours(input_ids=words["input_ids"], attention_mask=ours, **options, **more), theirs)
+            assert_same(
+                found.ours(input_ids=words["input_ids"], attention_mask=ours, **options, **more), theirs
+            )
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -126,7 +137,11 @@ def test_masks_of_four_dimensions_broadcast(name):
 def test_explicit_positions(name):
     words = texts()
     shape = words["input_ids"].shape
-    for positions in (torch.randint(0, 11, shape), torch.arange(shape[1])[None].flip(1), torch.zeros(shape).int()):
+    for positions in (
+        torch.randint(0, 11, shape),
+        torch.arange(shape[1])[None].flip(1),
+        torch.zeros(shape).int(),
+    ):
         if positions.dtype == torch.int32 and name == ALT:
             positions = positions.long()  # transformers gathers token types with them, which takes int64 only
         check(pair(name), words["attention_mask"], **words, position_ids=positions)
@@ -134,7 +149,9 @@ def test_explicit_positions(name):
 
 def test_token_types():
     words, found = texts(), pair(ALT, "types")
-    check(found, words["attention_mask"], **words, token_type_ids=torch.randint(0, 3, words["input_ids"].shape))
+    check(
+        found, words["attention_mask"], **words, token_type_ids=torch.randint(0, 3, words["input_ids"].shape)
+    )
     check(found, words["attention_mask"], **words, token_type_ids=torch.full((1, 11), 2).expand(3, 11))
     check(found, words["attention_mask"], **words)
 
