@@ -1,7 +1,7 @@
 """Captions of synthetic scenes and of handwritten digits, in several languages.
 
     rng = np.random.default_rng(0)
-    caption(scene, "fr", rng)  # 'Sur fond blanc, il y a une petite étoile rouge à gauche.'
+    caption(scene, "fr", rng)  # 'Sur un fond blanc, il y a une petite étoile rouge à gauche.'
     parallel(scene, LANGUAGES, rng)["ko"]  # the same sentence in Korean
     template("en").format(label("red", "circle", "en"))  # 'A picture: red circle.'
 
@@ -116,8 +116,12 @@ class _Language:
         if name in self.phrases:
             entry = self.phrases[name]
         else:
-            value = values[name.partition("_")[0] + thing]
-            entry = self.tables[name][value] if name in self.tables else value
+            attribute = name.partition("_")[0]
+            value = values[attribute + thing]
+            words = self.tables.get(name, {value: value})  # a numeral is not in a table: it stands for itself
+            if value not in words:
+                raise ValueError(f"{attribute} is {value!r}; it must be one of {', '.join(words)}")
+            entry = words[value]
         if isinstance(entry, list):
             entry = entry[self.tables["classes"].index(self.tables["class"][values["shape" + thing]])]
         return self._fill(entry, values, thing)

@@ -134,13 +134,14 @@ def draw(scene: Scene, rng: np.random.Generator, *, side: int | None = None, sty
     fills = [_tint(rng, _TINTS[thing.color]) for thing in scene.things]
     ground, fills = _contrasting(rng, scene, fills)
     image = _ground(rng, scene.background, ground, width, height)
-    aliased = rng.random() < 0.1  # as drawn by programs without antialiasing
+    aliased = min(width, height) > 60 and rng.random() < 0.1  # as drawn by programs without antialiasing
     coverage = []
     for thing, fill in zip(scene.things, fills, strict=True):
         spot = _place(rng, thing, width, height, alone=len(scene.things) == 1)
         coverage.append(_stamp(rng, image, thing, spot, fill, ground, style, aliased))
-    smallest = min(min(alpha.size) for alpha, _ in coverage)
-    return Drawing(_degrade(rng, image, smallest), tuple(coverage))
+    # How much of its box it fills tells a thin thing from a solid one.
+    detail = min(_sum(alpha) / alpha.width for alpha, _ in coverage)
+    return Drawing(_degrade(rng, image, detail), tuple(coverage))
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
@@ -176,9 +177,9 @@ class _Tints:
 
 _TINTS = {
     "red": _Tints(("#ff0000", "#d62728", "#e53935", "#dd2e44", "#dc143c"), (-9, 8), (0.75, 1), (0.68, 1)),
-    "green": _Tints(("#00ff00", "#008000", "#2ca02c", "#43a047", "#78b159"), (95, 150), (0.55, 1), (0.45, 0.95)),
+    "green": _Tints(("#00ff00", "#008000", "#2ca02c", "#43a047", "#78b159"), (95, 144), (0.55, 1), (0.45, 0.95)),
     "blue": _Tints(("#0000ff", "#1f77b4", "#1e88e5", "#4169e1", "#55acee"), (205, 242), (0.65, 1), (0.6, 1)),
-    "yellow": _Tints(("#ffff00", "#ffd700", "#fdd835", "#ffeb3b", "#fdcb58"), (48, 61), (0.7, 1), (0.9, 1)),
+    "yellow": _Tints(("#ffff00", "#ffd700", "#fdd835", "#ffeb3b", "#ffd54f"), (48, 61), (0.7, 1), (0.9, 1)),
     "orange": _Tints(("#ffa500", "#ff7f0e", "#fb8c00", "#f4900c", "#ff8c00"), (20, 37), (0.82, 1), (0.9, 1)),
     "purple": _Tints(("#800080", "#9467bd", "#8e24aa", "#663399", "#9400d3"), (265, 302), (0.5, 1), (0.42, 0.78)),
     "black": _Tints(("#000000", "#000000", "#111111"), (0, 360), (0, 0.3), (0, 0.14)),
@@ -198,8 +199,8 @@ _GROUND_TINTS = {
 
 def _tint(rng: np.random.Generator, tints: _Tints) -> RGB:
     known = rng.random()
-    if known < 0.4:
-        name = tints.known[0] if known < 0.2 else _pick(rng, tints.known)
+    if known < 0.55:
+        name = tints.known[0] if known < 0.3 else _pick(rng, tints.known)
         red, green, blue = ImageColor.getrgb(name)[:3]
         return red, green, blue
     hue, saturation, value = (rng.uniform(*bounds) for bounds in (tints.hue, tints.saturation, tints.value))
@@ -224,7 +225,7 @@ def _difference(a: RGB, b: RGB) -> float:
     return float(((2 + mean / 256) * red**2 + 4 * green**2 + (3 - mean / 256) * blue**2) ** 0.5)
 
 
-_ENOUGH = 170.0
+_ENOUGH = 210.0
 
 
 def _contrasting(rng: np.random.Generator, scene: Scene, fills: list[RGB]) -> tuple[RGB, list[RGB]]:
@@ -385,14 +386,14 @@ def _place(
     square = min(width, height)
     table = _EXTENT_OF_TWO if not alone else _EXTENT_CENTERED if thing.position == "center" else _EXTENT
     extent = rng.uniform(*table[thing.size])
-    extent = max(extent, min(11 / square, 0.3))
+    extent = max(extent, min(12 / square, 0.3))
     exact = rng.random() < 0.3
-    half = extent / 2 + 0.02
+    half = extent / 2 + max(0.02, 1.5 / square)
     along = 0.5
     if thing.position != "center":
         inner = 0.49 - extent / 2 if not alone else 0.34
         along = rng.uniform(half, max(half, inner)) if not exact else max(half, min(0.25, inner))
-    spread = min(0.5 - half, 0.12 if not alone else 0.05 if thing.position == "center" else 0.08)
+    spread = max(0.0, min(0.5 - half, 0.12 if not alone else 0.05 if thing.position == "center" else 0.08))
     across = 0.5 if exact else 0.5 + rng.uniform(-spread, spread)
     if thing.position == "center" and not exact:
         along = 0.5 + rng.uniform(-spread, spread)
@@ -414,10 +415,9 @@ def _stamp(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Draw a thing into the picture; its coverage, and where that begins."""
     x, y, extent = spot
-    contrast = _difference(fill, ground)
-    style = style or _pick(rng, STYLES, (0.45, 0.25, 0.1 if extent > 24 else 0, 0.2))
-    if contrast < _ENOUGH / 2 and style in ("flat", "shaded"):
-        style = "outlined"
+    if style is None:
+        faint = _difference(fill, ground) < _ENOUGH / 2
+        style = "outlined" if faint else _pick(rng, STYLES, (0.45, 0.25, 0.1 if extent > 24 else 0, 0.2))
     stroke = _stroke(rng, thing.shape, style, extent)
     left, top = int(x - extent / 2) - 1, int(y - extent / 2) - 1
     size = int(extent) + 4
@@ -427,6 +427,8 @@ def _stamp(
     if style == "hollow" and line:
         image.paste(fill, corner, line)
         return line, corner
+    if line and _sum(ImageChops.subtract(area, line)) < 0.65 * _sum(ImageChops.lighter(area, line)):
+        line = None  # it would leave too little of the colour
     whole = ImageChops.lighter(area, line) if line else area
     if rng.random() < 0.12:
         _shadow(rng, image, whole, corner, extent)
@@ -445,7 +447,7 @@ def _stroke(rng: np.random.Generator, shape: str, style: str, extent: float) -> 
     if style == "outlined":
         return max(1.0, extent * rng.uniform(0.015, 0.07) * slender)
     if style == "hollow":
-        return max(1.5, extent * rng.uniform(0.06, 0.14) * slender)
+        return max(2.0, extent * rng.uniform(0.06, 0.14) * slender)
     return 0.0
 
 
@@ -469,6 +471,11 @@ def _coverage(
         for x, y in path:
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     return area.reduce(scale), line.reduce(scale)
+
+
+def _sum(coverage: Image.Image) -> float:
+    """In pixels."""
+    return float(np.asarray(coverage).sum()) / 255
 
 
 def _line_color(rng: np.random.Generator, color: str, fill: RGB, ground: RGB) -> RGB:
@@ -583,12 +590,15 @@ def _frame(rng: np.random.Generator, image: Image.Image, near: list[RGB]) -> Non
     ImageDraw.Draw(image).rectangle(box, outline=_pick(rng, [*near, (60, 60, 60)]), width=max(1, image.width // 100))
 
 
-def _degrade(rng: np.random.Generator, image: Image.Image, smallest: int) -> Image.Image:
-    """Blur, noise and JPEG artefacts, each in some of the pictures; half of them stay clean."""
+def _degrade(rng: np.random.Generator, image: Image.Image, detail: float) -> Image.Image:
+    """Blur, noise and JPEG artefacts, each in some of the pictures; half of them stay clean.
+
+    `detail` is about the width, in pixels, of what must remain visible.
+    """
     if rng.random() < 0.5:
         return image
     if rng.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.3 + smallest * 0.025)))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.3 + detail * 0.035)))
     if rng.random() < 0.5:
         channels = 1 if rng.random() < 0.5 else 3
         noise = rng.standard_normal((image.height, image.width, channels), dtype=np.float32)
@@ -597,7 +607,7 @@ def _degrade(rng: np.random.Generator, image: Image.Image, smallest: int) -> Ima
         image = Image.fromarray(np.clip(noise, 0, 255, out=noise).astype(np.uint8))
     if rng.random() < 0.4:
         packed = io.BytesIO()
-        image.save(packed, "JPEG", quality=int(rng.integers(50 if smallest < 24 else 25, 90)))
+        image.save(packed, "JPEG", quality=int(rng.integers(50 if detail < 14 else 25, 90)))
         image = Image.open(packed).convert("RGB")
     return image
 

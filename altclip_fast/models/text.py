@@ -89,7 +89,9 @@ class TextTower(Tower):
         self.check_tensor("attention_mask", attention_mask)
         if attention_mask.dim() == 4:
             shape = tuple(attention_mask.shape)
-            if shape[0] not in (1, batch) or shape[2] not in (1, length) or shape[3] != length:
+            heads = self.config.num_attention_heads
+            fits = shape[0] in (1, batch) and shape[1] in (1, heads) and shape[2] in (1, length) and shape[3] == length
+            if not fits:
                 raise ValueError(f"attention_mask has shape {list(shape)}; [{batch}, 1, {length}, {length}] is needed")
             return None, attention_mask
         if tuple(attention_mask.shape) != (batch, length):

@@ -29,7 +29,8 @@ class Record:
 
     def __init__(self, hidden: HiddenStates, attentions: bool | None, layers: int) -> None:
         count = layers + 1
-        wanted = range(count) if hidden is True else [] if not hidden else [hidden] if isinstance(hidden, int) else hidden
+        chosen = hidden if isinstance(hidden, Sequence) else [hidden]
+        wanted = range(count) if hidden is True else chosen if hidden else []
         for i in wanted:
             if isinstance(i, bool) or not isinstance(i, int):
                 raise TypeError(f"output_hidden_states is {hidden!r}; a bool, an int or a list of ints is needed")

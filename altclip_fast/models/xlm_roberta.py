@@ -143,7 +143,7 @@ class XLMRobertaTower(TextTower):
 
         ids, word = input_ids, self.word_embedding.weight
         if inputs_embeds is not None:
-            word = inputs_embeds.flatten(0, 1)
+            word = inputs_embeds.flatten(0, 1).to(word.dtype)
             ids = torch.arange(batch * length, device=self.device).view(batch, length)
         assert ids is not None
         types = token_type_ids if token_type_ids is not None else torch.zeros_like(position_ids)
@@ -171,6 +171,9 @@ class XLMRobertaTower(TextTower):
             return input_ids.shape[0], input_ids.shape[1]
         assert inputs_embeds is not None
         self.check_tensor("inputs_embeds", inputs_embeds)
+        if not inputs_embeds.is_floating_point():
+            raise TypeError(f"inputs_embeds has dtype {str(inputs_embeds.dtype).removeprefix('torch.')}; "
+                            "a floating one is needed")
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.config.hidden_size or inputs_embeds.shape[1] == 0:
             raise ValueError(f"inputs_embeds has shape {list(inputs_embeds.shape)}; "
                              f"[batch, length, {self.config.hidden_size}] is needed")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -47,6 +48,15 @@ _OPTIONS = frozenset(
         "added_tokens_decoder",
     }
 )
+
+_READ: dict[str, Callable[[Encoding], Any]] = {
+    "input_ids": attrgetter("ids"),
+    "token_type_ids": attrgetter("type_ids"),
+    "attention_mask": attrgetter("attention_mask"),
+    "special_tokens_mask": attrgetter("special_tokens_mask"),
+    "offset_mapping": attrgetter("offsets"),
+    "length": len,
+}
 
 
 class BaseTokenizer(Vocabulary):
@@ -89,8 +99,8 @@ class BaseTokenizer(Vocabulary):
 
     def _set_options(self, options: Mapping[str, Any]) -> None:
         max_length = options.get("model_max_length", options.get("max_len"))
-        # JSON files write the value for "no limit" as 1e30 too, which reads as a float
-        max_length = int(max_length) if isinstance(max_length, float) else max_length
+        if isinstance(max_length, float):  # a JSON file may hold 1e30
+            max_length = _UNSET_LENGTH if max_length > lengths_of.UNKNOWN_LENGTH else int(max_length)
         max_length = lengths_of.whole_number("model_max_length", max_length, 1)
         self.model_max_length: int = _UNSET_LENGTH if max_length is None else max_length
         self.padding_side = lengths_of.side("padding_side", options.get("padding_side", self.padding_side))
@@ -154,22 +164,28 @@ class BaseTokenizer(Vocabulary):
         return build(**arguments, init_kwargs=settings)
 
     @classmethod
-    def _find_vocabulary(cls, find: Any, source: Any) -> dict[str, Path]:
+    def _find_vocabulary(cls, find: Callable[[str], Path | None], source: str | os.PathLike[str]) -> dict[str, Path]:
         for alternative in cls.required_files:
-            files = {name: find(cls.vocab_files_names[name]) for name in alternative}
-            if all(files.values()):
+            found = {name: find(cls.vocab_files_names[name]) for name in alternative}
+            files = {name: path for name, path in found.items() if path is not None}
+            if len(files) == len(alternative):
                 return files
         wanted = " or ".join(" + ".join(cls.vocab_files_names[name] for name in names) for names in cls.required_files)
         raise OSError(f"{source} holds no {cls.__name__}: looked for {wanted}")
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
     ) -> tuple[str, ...]:
-        """Write tokenizer.json and tokenizer_config.json into a folder (made if missing); transformers loads them.
+        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json; transformers loads them.
 
         Args:
+            save_directory: made where it is missing.
+            legacy_format: accepted for compatibility.
             filename_prefix: put before the file names, with a dash.
-            kwargs: accepted for compatibility (`legacy_format`, `push_to_hub=False`).
 
         Returns:
             The paths written.
@@ -178,15 +194,17 @@ class BaseTokenizer(Vocabulary):
             OSError: the folder is a file, or cannot be written.
             ValueError: `push_to_hub=True`; saving is local.
         """
-        if kwargs.pop("push_to_hub", False):
+        if push_to_hub:
             raise ValueError("save_pretrained writes to a folder only; upload it with huggingface_hub")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         prefix = f"{filename_prefix}-" if filename_prefix else ""
-        config, vocabulary = folder / f"{prefix}tokenizer_config.json", folder / f"{prefix}tokenizer.json"
+        names = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+        config, tokens, vocabulary = (folder / f"{prefix}{name}" for name in names)
         write_json(config, self._config())
+        write_json(tokens, self.special_tokens_map)  # one left over in the folder would win over the config
         vocabulary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        return str(config), str(vocabulary)
+        return str(config), str(tokens), str(vocabulary)
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -287,25 +305,19 @@ class BaseTokenizer(Vocabulary):
             encodings = [encoding for part in parts for encoding in part]
         if verbose and max_length is None:
             self._warn_of_long_rows(encodings)
-        names = self.model_input_names
-        types = _given(return_token_type_ids, "token_type_ids" in names)
-        masks = _given(return_attention_mask, "attention_mask" in names)
-        data: dict[str, list[Any]] = {"input_ids": [encoding.ids for encoding in encodings]}
-        if types:
-            data["token_type_ids"] = [encoding.type_ids for encoding in encodings]
-        if masks:
-            data["attention_mask"] = [encoding.attention_mask for encoding in encodings]
-        if return_special_tokens_mask:
-            data["special_tokens_mask"] = [encoding.special_tokens_mask for encoding in encodings]
-        if return_offsets_mapping:
-            data["offset_mapping"] = [encoding.offsets for encoding in encodings]
-        if return_length:
-            data["length"] = [len(encoding) for encoding in encodings]
+        wanted = {
+            "input_ids": True,
+            "token_type_ids": _given(return_token_type_ids, "token_type_ids" in self.model_input_names),
+            "attention_mask": _given(return_attention_mask, "attention_mask" in self.model_input_names),
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+            "length": return_length,
+        }
+        data = {name: [_READ[name](encoding) for encoding in encodings] for name in wanted if wanted[name]}
         if return_overflowing_tokens:
             data["overflow_to_sample_mapping"] = samples
-        if not batched and return_tensors is None and not return_overflowing_tokens:
-            flat = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in data.items()}
-            return BatchEncoding(flat, encodings)
+        elif not batched and return_tensors is None:
+            data = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in data.items()}
         return BatchEncoding(data, encodings, return_tensors)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,14 @@ class XLMRobertaTokenizer(BaseTokenizer):
             pair=[bos[0], "$A", eos[0], eos[0], "$B", eos[0]],
             special_tokens=[bos, eos],
         )
+
+    @classmethod
+    def _find_vocabulary(cls, find: Callable[[str], Path | None], source: PathLike) -> dict[str, Path]:
+        files = super()._find_vocabulary(find, source)
+        # for save_vocabulary; from the hub it would be five megabytes that are not needed
+        if "vocab_file" not in files and os.path.isdir(source) and (path := find(cls.vocab_files_names["vocab_file"])):
+            files["vocab_file"] = path
+        return files
 
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "add_prefix_space": self.add_prefix_space}

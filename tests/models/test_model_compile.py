@@ -32,7 +32,9 @@ def assert_equal_outputs(found, expected):
                 assert_close(a, b, name)
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CLASSES])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CLASSES]
+)
 def test_one_graph_gives_what_a_call_gives(name):
     model = pair(name).ours
     inputs = inputs_for(model)
@@ -44,8 +46,12 @@ def test_one_graph_gives_what_a_call_gives(name):
 @pytest.mark.parametrize("name", JOINT)
 def test_one_graph_with_every_option(name):
     model = pair(name).ours
-    inputs = {**inputs_for(model, side="both"), "return_loss": True, "output_hidden_states": True,
-              "output_attentions": True}
+    inputs = {
+        **inputs_for(model, side="both"),
+        "return_loss": True,
+        "output_hidden_states": True,
+        "output_attentions": True,
+    }
     with torch.no_grad():
         found = compiled(model)(**inputs)
         assert_equal_outputs(found, model(**inputs))
@@ -150,8 +156,9 @@ def test_grad_of_a_function_of_the_parameters(name):
         assert_close(found[n], p.grad, n, scale=largest)
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
-                         ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_copy_is_equal_and_its_own(name, how):
     model, inputs = pair(name).ours, inputs_for(pair(name).ours)
@@ -171,5 +178,7 @@ def test_export(name):
     model, inputs = pair(name).ours, inputs_for(pair(name).ours)
     with torch.no_grad():
         program = torch.export.export(model, (), kwargs={**inputs, "return_dict": False})
-        for a, b in zip(program.module()(**inputs, return_dict=False), model(**inputs, return_dict=False), strict=True):
+        for a, b in zip(
+            program.module()(**inputs, return_dict=False), model(**inputs, return_dict=False), strict=True
+        ):
             assert_close(a, b, "output")

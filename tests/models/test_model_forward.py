@@ -1,4 +1,4 @@
-"""Every class against transformers: every hidden state in order, the outputs, and what callers may ask for."""
+"""Every class against transformers: every hidden state in order, the outputs, what callers may ask for."""
 
 import copy
 import inspect

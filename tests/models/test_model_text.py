@@ -177,6 +177,13 @@ def test_embeddings_instead_of_ids(mask):
     check(found, inputs_embeds=given, position_ids=positions, token_type_ids=types)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_embeddings_are_cast_to_the_dtype_of_the_weights(dtype):
+    found, given = pair(ALT), torch.randn(3, 11, 80).to(dtype)
+    with torch.no_grad():
+        assert_same(found.ours(inputs_embeds=given), found.theirs(inputs_embeds=given.float()))
+
+
 def test_chunks_of_the_feed_forward():
     words = texts()
     check(pair(ALT, "chunked"), words["attention_mask"], **words)

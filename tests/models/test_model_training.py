@@ -1,4 +1,4 @@
-"""Training: gradients of every parameter, checkpointing, dropout, losses of the classifier, data parallelism."""
+"""Gradients of every parameter, checkpointing, dropout, the classifier's losses, data parallelism."""
 
 import copy
 from contextlib import contextmanager
@@ -43,7 +43,9 @@ def assert_same_gradients(ours, theirs):
     assert largest > 0
     for stored, name in names.items():
         if theirs[stored] is None:
-            assert ours[name] is None or not ours[name].any(), f"{name} has a gradient, transformers' has none"
+            assert ours[name] is None or not ours[name].any(), (
+                f"{name} has a gradient, transformers' has none"
+            )
         else:
             assert ours[name] is not None, f"{name} has no gradient"
             assert_close(ours[name], theirs[stored], f"gradient of {name}", scale=largest)
@@ -156,12 +158,13 @@ def test_checkpointing_with_hidden_states_and_attentions(name):
     assert_same_gradients(recomputed, plain)
 
 
-# How a model of each class gets dropout, and how many sites of it one layer has (XLM-R: and the embeddings).
 def with_dropout(name, **values):
     model = copy.deepcopy(pair(name).ours).train()
     for module in model.modules():
         config = getattr(module, "config", None)
-        for part in filter(None, (config, getattr(config, "text_config", None), getattr(config, "vision_config", None))):
+        for part in filter(
+            None, (config, getattr(config, "text_config", None), getattr(config, "vision_config", None))
+        ):
             for field, value in values.items():
                 if hasattr(part, field):
                     setattr(part, field, value)
@@ -199,7 +202,7 @@ def test_dropout_differs_between_calls_in_training_only(name, field):
 
 @pytest.mark.parametrize("name, field", SITES)
 def test_dropout_of_everything_is_that_of_transformers(name, field):
-    """At probability 1 dropout is no longer random: each site gives zeros, and the rest of the model is compared."""
+    """At probability 1 nothing is random: each site gives zeros, and the rest of the model is compared."""
     found = pair(name).copy()
     ours = with_dropout(name, **{field: 1.0})
     for module in found.theirs.modules():
@@ -221,7 +224,7 @@ def test_dropout_of_everything_is_that_of_transformers(name, field):
 
 
 def test_hidden_dropout_keeps_the_mean_and_drops_the_share():
-    """Of the embeddings, which are only normalised and dropped: zeros at the rate p, the others scaled by 1 / (1 - p)."""
+    """Of the embeddings, after their norm: zeros at the rate p, the others scaled by 1 / (1 - p)."""
     model = with_dropout("AltCLIPTextModel", hidden_dropout_prob=0.25)
     inputs = texts((11,) * 64)
     with torch.no_grad():
@@ -281,7 +284,9 @@ def test_losses_of_the_classifier(kind):
     for model in (found.ours, found.theirs):
         model.config.problem_type = problem
     for options in ({}, {"return_dict": False}):
-        target = labels.long() if labels.dtype == torch.int32 else labels  # torch's cross-entropy takes int64 only
+        target = (
+            labels.long() if labels.dtype == torch.int32 else labels
+        )  # torch's cross-entropy takes int64 only
         ours = found.ours(images, labels=labels, **options)
         theirs = found.theirs(images, labels=target, **options)
         assert_close(ours[0], theirs[0], "loss")

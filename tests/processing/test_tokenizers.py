@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import random
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -232,7 +233,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PIECES = st.lists(TEXT | st.sampled_from(TEXTS[:21] + CORPUS[:16]), max_size=6).map(" ".join)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(TEXT | PIECES, min_size=1, max_size=4), st.integers(3, 30), st.booleans())
 def test_any_text_equals_transformers(pair, texts, max_length, truncation):
     ours, theirs = pair
@@ -365,15 +366,27 @@ def test_only_a_part_of_a_very_long_text_is_read(pair):
     assert len(whole) > 5 * 2_000
 
 
-def test_added_token_with_a_space_is_not_cut(folders):
-    ours = XLMRobertaTokenizer.from_pretrained(folders["xlm_roberta"])
-    theirs = transformers.XLMRobertaTokenizer.from_pretrained(folders["xlm_roberta"])
-    for tokenizer in (ours, theirs):
-        tokenizer.add_tokens(["a b", "big cat"])
-    text = "a b" * 1000 + " big cat" * 1000
-    options = {"truncation": True, "max_length": 10}
-    assert ours(text, **options)["input_ids"] == theirs(text, **options)["input_ids"]
-    assert ours(" big cat" * 500, verbose=False)["input_ids"] == theirs(" big cat" * 500)["input_ids"]
+@pytest.mark.parametrize("gap", range(60, 90, 2))
+def test_text_is_not_cut_inside_a_word(pair, gap):
+    """Few tokens in many characters: the place of the cut decides on the last token that is kept."""
+    ours, theirs = pair
+    text = "a" + " " * gap + "photo playing lazy jumps" + " x" * 100
+    for max_length in (4, 5, 6):
+        options = {"truncation": True, "max_length": max_length}
+        assert ours(text, **options)["input_ids"] == theirs(text, **options)["input_ids"]
+
+
+def test_text_is_not_cut_inside_an_added_token(folders):
+    token = "a" * 40 + " " + "b" * 40
+    options = {"truncation": True, "max_length": 5}
+    for name, folder in folders.items():
+        ours = OURS[CLASSES[name]].from_pretrained(folder)
+        theirs = getattr(transformers, CLASSES[name]).from_pretrained(folder)
+        for tokenizer in (ours, theirs):
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+        wanted = theirs(token * 9, **options)["input_ids"]
+        assert ours(token * 9, **options)["input_ids"] == wanted
+        assert wanted[1:-1] == [len(ours) - 1] * 3
 
 
 def test_threads_share_a_tokenizer(pair):
@@ -462,7 +475,11 @@ def test_unknown_model_length_does_not_truncate(folders):
     assert tokenizer.model_max_length == int(1e30)
     whole = tokenizer(["a photo " * 400], truncation=True, padding="max_length")["input_ids"][0]
     assert len(whole) > 800
-    assert XLMRobertaTokenizer.from_pretrained(folders["sentencepiece"], model_max_length=1e30).model_max_length > 1e20
+    for length, kept in ((1e30, 10**30), (64.0, 64), (float("inf"), 10**30), (None, 10**30)):
+        again = XLMRobertaTokenizer.from_pretrained(folders["sentencepiece"], model_max_length=length)
+        assert again.model_max_length == pytest.approx(kept)
+    with pytest.raises(ValueError, match="model_max_length"):
+        XLMRobertaTokenizer(model_max_length=-1)
 
 
 # -- padding of rows made before
@@ -588,6 +605,16 @@ def test_saved_additions_survive(folders, tmp_path):
         assert again(texts)["input_ids"] == ours(texts)["input_ids"]
         assert (again.padding_side, again.model_max_length) == ("left", 33)
         assert again.extra_special_tokens == ["<x>"]
+
+
+def test_saving_over_an_older_folder(folders, tmp_path):
+    shutil.copytree(folders["xlm_roberta"], tmp_path / "folder")
+    ours = XLMRobertaTokenizer.from_pretrained(tmp_path / "folder")
+    ours.add_special_tokens({"pad_token": "[PAD]", "extra_special_tokens": ["<x>"]})
+    ours.save_pretrained(tmp_path / "folder")
+    again = XLMRobertaTokenizer.from_pretrained(tmp_path / "folder")
+    assert again.pad_token == "[PAD]"
+    same_ids(again, transformers.XLMRobertaTokenizer.from_pretrained(tmp_path / "folder"), ["a <x> [PAD]<mask>"])
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -735,6 +762,7 @@ def test_save_vocabulary(folders, tmp_path):
 
     xlm = XLMRobertaTokenizer.from_pretrained(folders["sentencepiece"])
     (path,) = xlm.save_vocabulary(tmp_path)
+    assert XLMRobertaTokenizer.from_pretrained(folders["xlm_roberta"]).save_vocabulary(tmp_path) == (path,)
     assert XLMRobertaTokenizer(path)(TEXTS)["input_ids"] == xlm(TEXTS)["input_ids"]
     assert XLMRobertaTokenizer(path).save_vocabulary(tmp_path) == (path,)
     with pytest.raises(ValueError, match="save_pretrained"):
