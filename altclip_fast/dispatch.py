@@ -233,17 +233,23 @@ class Op:
         return _unaliased([x.new_zeros(x.shape) if g is None else g.contiguous() for x, g in found], (*grads, *inputs))
 
     def _recompute(self, grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor | None]:
-        """The gradients of the reference. By `torch.func`: autograd records nothing inside a registered op."""
-        places = [i for i, a in enumerate(args) if _differentiable(a)]
-
-        def floating_outputs(*inputs: Tensor) -> dict[int, Tensor]:
-            given = dict(zip(places, inputs, strict=True))
-            outputs = self.reference(*(given.get(i, a) for i, a in enumerate(args)))
+        with _recording():
+            args = tuple(a.detach().requires_grad_() if _differentiable(a) else a for a in args)
+            outputs = self.reference(*args)
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-            return {i: o for i, o in enumerate(outputs) if o.is_floating_point()}
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+            inputs = [a for a in args if _differentiable(a)]
+            return torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
 
-        outputs, pull_back, *_ = torch.func.vjp(floating_outputs, *(args[i] for i in places))
-        return pull_back({i: grads[i] for i in outputs})
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd records in here. A registered op runs below autograd, where `enable_grad` alone records nothing."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
 
 
 def _differentiable(value: Any) -> bool:

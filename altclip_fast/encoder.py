@@ -100,11 +100,7 @@ class Encoder:
     @property
     def max_text_length(self) -> int:
         """Tokens that a text may have, the special ones included."""
-        config = self.model.config.text_config
-        positions = config.max_position_embeddings
-        if hasattr(self.model.text_model, "word_embedding"):  # XLM-R counts its positions from pad + 1
-            positions -= config.pad_token_id + 1
-        return min(positions, self.processor.tokenizer.model_max_length)
+        return min(self.model.text_model.max_tokens, self.processor.tokenizer.model_max_length)
 
     def encode_image(
         self,

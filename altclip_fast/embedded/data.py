@@ -86,8 +86,8 @@ def augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 def normalize(x: Tensor) -> Tensor:
     """Pixels 0..255 as the image processor leaves them."""
-    processor = image_processor()
-    mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+    settings = image_processor().to_dict()
+    mean, std = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
     return (x.float() / 255 - mean) / std
 
 
@@ -110,12 +110,12 @@ def _render_chunk(job: tuple[int, int]) -> tuple[np.ndarray, list[Content]]:
     rng = np.random.default_rng(job)
     processor = image_processor()
     handwritten, numbers = digits.load(held_out=False)
-    pixels, contents = [], []
+    pixels: list[np.ndarray] = []
+    contents: list[Content] = []
     for k in range(_CHUNK):
-        content: Content = scenes.sample_scene(rng)
-        picture = scenes.render(content, rng)
-        pixels.append(_squash(processor, picture))
-        contents.append(content)
+        scene = scenes.sample_scene(rng)
+        pixels.append(_squash(processor, scenes.render(scene, rng)))
+        contents.append(scene)
         if k % 7 == 0:
             which = int(rng.integers(len(numbers)))
             pixels.append(_squash(processor, digits.render_digit(handwritten[which], rng)))

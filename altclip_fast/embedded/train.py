@@ -44,11 +44,11 @@ from ..processing.tokenizers import CLIPTokenizer, XLMRobertaTokenizer
 from . import captions, data, scenes
 
 WIDTH = 128  # of the joint embedding
-VISION = {"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 6, "num_attention_heads": 5,
+VISION = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 5, "num_attention_heads": 4,
           "image_size": data.SIDE, "patch_size": 8, "hidden_act": "gelu"}
 ENGLISH = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
            "max_position_embeddings": 77, "hidden_act": "gelu"}
-MULTILINGUAL = {"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 5,
+MULTILINGUAL = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
                 "max_position_embeddings": 130, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
                 "project_dim": WIDTH}
 PIECES = 3000
@@ -248,7 +248,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=3, default=(7000, 4000, 2500), metavar=("CLIP", "TEACHER", "ALTCLIP"))
+    parser.add_argument("--steps", type=int, nargs=3, default=(5000, 4000, 2500), metavar=("CLIP", "TEACHER", "ALTCLIP"))
     parser.add_argument("--pool", type=int, default=50_000, help="pictures to render")
     options = parser.parse_args()
     train(options.output, seed=options.seed, steps=tuple(options.steps), pool_size=options.pool)

@@ -28,6 +28,7 @@ class Model(nn.Module):
     config_class: ClassVar[type[Config]]
     main_input_name: ClassVar[str] = "input_ids"
     new_parameters: ClassVar[frozenset[str]] = frozenset()  # may be absent from a checkpoint of another class
+    _checkpoint_options: dict[str, Any] | None = None
 
     def __init__(self, config: Config) -> None:
         if not isinstance(config, self.config_class):
@@ -154,11 +155,11 @@ class Model(nn.Module):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        return any(getattr(m, "_checkpoint_options", None) is not None for m in self.modules())
+        return self._checkpoint_options is not None
 
     def _set_checkpointing(self, options: dict[str, Any] | None) -> None:
         for module in self.modules():
-            if hasattr(module, "_checkpoint_options"):
+            if isinstance(module, Model):
                 module._checkpoint_options = options
 
     def return_dict(self, asked: bool | None) -> bool:

@@ -123,7 +123,7 @@ class CLIPTextTower(TextTower):
             facts.span("position_ids", position_ids)
         rows, read = self.plan(batch, length, visible, mask, self._end_of_text(input_ids), facts, dense=dense,
                                pooled_only=pooled_only)
-        self.check_span("input_ids", read, config.vocab_size, "the vocabulary")
+        self.check_span("input_ids", read, len(self.token_embedding.weight), "the vocabulary")
         self.check_span("position_ids", read, config.max_position_embeddings, "max_position_embeddings")
         x = ops.text_embed(rows.pack(input_ids), rows.pack(position_ids.expand(batch, length)), None,
                            self.token_embedding.weight, self.position_embedding.weight, None, None, None,

@@ -93,12 +93,12 @@ class ModelOutput(dict):
     def _refuse(self, *args: Any, **values: Any) -> Any:
         raise TypeError(f"a {type(self).__name__} keeps its fields: set one, or change dict(output)")
 
-    pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    pop = popitem = setdefault = update = _refuse
 
-    def values(self) -> Any:  # type: ignore[override]
+    def values(self) -> Any:
         return [self[name] for name in self]
 
-    def items(self) -> Any:  # type: ignore[override]
+    def items(self) -> Any:
         return [(name, self[name]) for name in self]
 
     def to_tuple(self) -> tuple:

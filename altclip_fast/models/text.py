@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..config import AltCLIPTextConfig, CLIPTextConfig
 from .rows import Rows, dense_rows, packed_rows
 from .tower import Tower
 
@@ -47,6 +48,12 @@ class TextTower(Tower):
     """Base of the text towers."""
 
     causal: bool
+    config: AltCLIPTextConfig | CLIPTextConfig
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a text may have, the special ones included."""
+        return self.config.max_position_embeddings
 
     def plan(self, batch: int, length: int, visible: Tensor | None, mask: Tensor | None, pooled: Tensor, facts: Facts,
              *, dense: bool, pooled_only: bool) -> tuple[Rows, dict[str, list[int]]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .base import Model
+from .layers import PostNormLayer, PreNormLayer
 from .outputs import Lazy, later
 from .rows import Rows
 
@@ -29,8 +30,7 @@ class Record:
 
     def __init__(self, hidden: HiddenStates, attentions: bool | None, layers: int) -> None:
         count = layers + 1
-        chosen = hidden if isinstance(hidden, Sequence) else [hidden]
-        wanted = range(count) if hidden is True else chosen if hidden else []
+        wanted: Sequence[int] = range(count) if hidden is True else _indices(hidden) if hidden else ()
         for i in wanted:
             if isinstance(i, bool) or not isinstance(i, int):
                 raise TypeError(f"output_hidden_states is {hidden!r}; a bool, an int or a list of ints is needed")
@@ -60,12 +60,13 @@ class Tower(Model):
     """Base of the encoders: `layers`, run over packed rows."""
 
     layers: nn.ModuleList
-    _checkpoint_options: dict[str, Any] | None = None
 
     @property
     def attention_dropout(self) -> float:
         """Of the probabilities, in training; then the batch stays padded."""
-        return self.layers[0].attention.dropout if self.training else 0.0
+        layer = self.layers[0]
+        assert isinstance(layer, PreNormLayer | PostNormLayer)
+        return layer.attention.dropout if self.training else 0.0
 
     def run_layers(self, x: Tensor, rows: Rows, record: Record, pooled_only: bool) -> tuple[Tensor, Any]:
         """All layers.
@@ -98,6 +99,10 @@ class Tower(Model):
             run = partial(layer, rows=rows, **options)  # the reentrant form takes no keywords
             return checkpoint(run, x, **{"use_reentrant": False, **self._checkpoint_options})
         return layer(x, rows, **options)
+
+
+def _indices(hidden: int | Sequence[int]) -> Sequence[int]:
+    return hidden if isinstance(hidden, Sequence) else (hidden,)
 
 
 def padded(sequence: Tensor | Lazy, rows: Rows) -> Tensor | Lazy:

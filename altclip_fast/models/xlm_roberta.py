@@ -27,7 +27,7 @@ class XLMRobertaTower(TextTower):
 
     def __init__(self, config: AltCLIPTextConfig) -> None:
         super().__init__(config)
-        hidden, eps, pad = config.hidden_size, config.layer_norm_eps, config.pad_token_id
+        hidden, eps, pad = config.hidden_size, config.layer_norm_eps, self.padding
         self.word_embedding = embedding(config.vocab_size, hidden, pad)
         self.position_embedding = embedding(config.max_position_embeddings, hidden, pad)
         self.token_type_embedding = embedding(config.type_vocab_size, hidden)
@@ -52,6 +52,18 @@ class XLMRobertaTower(TextTower):
                 if module.padding_idx is not None:
                     with torch.no_grad():
                         module.weight[module.padding_idx].zero_()
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.max_position_embeddings - self.padding - 1  # positions count from padding + 1
+
+    @property
+    def padding(self) -> int:
+        """The id of the padding token."""
+        pad = self.config.pad_token_id
+        if pad is None:
+            raise ValueError("pad_token_id is None; XLM-R counts its positions from it, so an id is needed")
+        return pad
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embedding."""
@@ -120,7 +132,7 @@ class XLMRobertaTower(TextTower):
     def _embed(self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None,
                position_ids: Tensor | None, inputs_embeds: Tensor | None, dense: bool,
                pooled_only: bool) -> tuple[Tensor, Rows]:
-        config, pad = self.config, self.config.pad_token_id
+        config, pad = self.config, self.padding
         batch, length = self._check(input_ids, inputs_embeds)
         visible, mask = self.split_mask(attention_mask, batch, length)
         facts = Facts()
@@ -136,7 +148,7 @@ class XLMRobertaTower(TextTower):
             position_ids = self._positions(input_ids, batch, length)
         pooled = torch.zeros(batch, dtype=torch.long, device=self.device)
         rows, read = self.plan(batch, length, visible, mask, pooled, facts, dense=dense, pooled_only=pooled_only)
-        self.check_span("input_ids", read, config.vocab_size, "the vocabulary")
+        self.check_span("input_ids", read, len(self.word_embedding.weight), "the vocabulary")
         self.check_span("token_type_ids", read, config.type_vocab_size, "type_vocab_size")
         self.check_span("position_ids", read, config.max_position_embeddings, "max_position_embeddings")
         self._check_lengths(read.get("tokens") or ([] if inputs_embeds is None else [length]), counted)
@@ -157,7 +169,7 @@ class XLMRobertaTower(TextTower):
 
     def _positions(self, input_ids: Tensor | None, batch: int, length: int) -> Tensor:
         """Positions count the tokens that are not padding, from pad + 1; padding is at pad."""
-        pad = self.config.pad_token_id
+        pad = self.padding
         if input_ids is None:
             return torch.arange(pad + 1, length + pad + 1, device=self.device).expand(batch, length)
         real = input_ids != pad
@@ -180,10 +192,10 @@ class XLMRobertaTower(TextTower):
         return inputs_embeds.shape[0], inputs_embeds.shape[1]
 
     def _check_lengths(self, tokens: list[int], counted: bool) -> None:
-        limit = self.config.max_position_embeddings - self.config.pad_token_id - 1
+        limit = self.max_tokens
         for row, count in enumerate(tokens):
             if count == 0:
-                raise ValueError(f"input_ids of text {row} are all padding (id {self.config.pad_token_id}): "
+                raise ValueError(f"input_ids of text {row} are all padding (id {self.padding}): "
                                  "a text needs at least one token")
             if counted and count > limit:
                 raise ValueError(f"text {row} has {count} tokens; the model takes {limit}: pass truncation=True")

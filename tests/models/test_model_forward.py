@@ -247,13 +247,25 @@ def test_arguments_are_in_the_documented_order(name):
     assert {"output_attentions", "output_hidden_states", "return_dict"} <= set(parameters)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", (*TEXT, *VISION[:3]))
 def test_input_embeddings_are_those_of_transformers(name):
     found = pair(name)
-    if name in (*JOINT, "CLIPForImageClassification"):  # transformers 5 has no single one there
-        with pytest.raises((NotImplementedError, AttributeError)):
-            found.theirs.get_input_embeddings()
-        return
-    assert_close(
-        found.ours.get_input_embeddings().weight, found.theirs.get_input_embeddings().weight, "embedding"
-    )
+    theirs = found.theirs.get_input_embeddings().weight
+    assert_close(found.ours.get_input_embeddings().weight, theirs, "embedding")
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_other_input_embeddings_are_used(name):
+    found = pair(name).copy()
+    for model in (found.ours, found.theirs):
+        old = model.get_input_embeddings()
+        new = torch.nn.Embedding(120, old.embedding_dim, old.padding_idx)
+        torch.nn.init.normal_(new.weight, generator=torch.Generator().manual_seed(6))
+        model.set_input_embeddings(new)
+        assert model.get_input_embeddings() is new
+    ids = texts()["input_ids"]
+    ids[0, 1] = 119
+    assert_same(*both(found, input_ids=ids))
+    ids[0, 1] = 120
+    with pytest.raises(ValueError, match="input_ids contains 120; the vocabulary allows 0 to 119"):
+        found.ours(ids)

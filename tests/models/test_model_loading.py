@@ -118,7 +118,7 @@ WHOLE = [
 @pytest.mark.parametrize("saved_by", ["transformers", "us"])
 @pytest.mark.parametrize("whole, part, tower", WHOLE)
 def test_one_tower_out_of_a_whole_checkpoint(whole, part, tower, saved_by, tmp_path):
-    """`AltCLIPTextModel.from_pretrained("BAAI/AltCLIP")` is documented; transformers 5 loads nothing there."""
+    """`AltCLIPTextModel.from_pretrained("BAAI/AltCLIP")` is documented; transformers loads nothing there."""
     found, folder = pair(whole), pair(whole).folder
     if saved_by == "us":
         found.ours.save_pretrained(tmp_path)
