@@ -29,7 +29,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import CONFIG_NAME, json_text, parse_dtype, read_json, staged, write_text
+from .config import CONFIG_NAME, json_text, read_json
+from .config_rules import parse_dtype
+from .files import staged, write_text
 from .hub import resolve_file
 
 # In the order in which they are looked for.

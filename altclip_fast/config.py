@@ -11,175 +11,21 @@ Names, fields and defaults are those of transformers' AltCLIP and CLIP pages. Co
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
 import os
-import reprlib
-import secrets
-import stat
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NoReturn, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 
 from . import hub
+from .config_rules import MAX_LABELS, MAX_POSITIONS, RULES, integer, refuse
+from .files import staged, write_text
 from .notices import warn_once
 
 CONFIG_NAME = "config.json"
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "silu", "selu")
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-
-Rule = Callable[[str, Any], Any]
-
-_MAX_LABELS = 1_000_000
-_MAX_POSITIONS = 10_000_000
-
-
-def _refuse(kind: type[Exception], field: str, value: Any, allowed: str) -> NoReturn:
-    raise kind(f"{field} is {reprlib.repr(value)}; it must be {allowed}")
-
-
-def _integer(low: int, high: int, *, optional: bool = False) -> Rule:
-    allowed = f"an int from {low} to {high}" + (" or None" if optional else "")
-
-    def check(field: str, value: Any) -> Any:
-        if value is None and optional:
-            return value
-        if type(value) is not int:
-            _refuse(TypeError, field, value, allowed)
-        if not low <= value <= high:
-            _refuse(ValueError, field, value, allowed)
-        return value
-
-    return check
-
-
-def _number(allowed: str, test: Callable[[float], bool]) -> Rule:
-    def check(field: str, value: Any) -> Any:
-        if type(value) not in (int, float):
-            _refuse(TypeError, field, value, allowed)
-        if abs(value) > 1e300 or not math.isfinite(value) or not test(value):
-            _refuse(ValueError, field, value, allowed)
-        return value
-
-    return check
-
-
-def _choice(*values: Any) -> Rule:
-    def check(field: str, value: Any) -> Any:
-        if not any(type(value) is type(known) and value == known for known in values):
-            _refuse(ValueError, field, value, "one of " + ", ".join(map(repr, values)))
-        return value
-
-    return check
-
-
-def _boolean(field: str, value: Any) -> Any:
-    if type(value) is not bool:
-        _refuse(TypeError, field, value, "True or False")
-    return value
-
-
-def _hidden_states(field: str, value: Any) -> Any:
-    layers = value if isinstance(value, list | tuple) else [value]
-    if not all(type(layer) in (bool, int) for layer in layers):
-        _refuse(TypeError, field, value, "a bool, a layer's index or a list of them")
-    return value
-
-
-def _token_ids(field: str, value: Any) -> Any:
-    single = _integer(-1, _MAX_POSITIONS)
-    if value is None:
-        return value
-    if isinstance(value, list | tuple):
-        return [single(field, item) for item in value]
-    return single(field, value)
-
-
-def _names(field: str, value: Any) -> Any:
-    if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-        _refuse(TypeError, field, value, "a list of strings or None")
-    return value
-
-
-def _id2label(field: str, value: Any) -> Any:
-    if value is None:
-        return value
-    if not isinstance(value, Mapping) or not all(isinstance(label, str) for label in value.values()):
-        _refuse(TypeError, field, value, "a dict of int -> str")
-    try:
-        return {int(key): label for key, label in value.items()}
-    except (TypeError, ValueError):
-        _refuse(ValueError, field, value, "a dict of int -> str (JSON: keys that read as ints)")
-
-
-def _label2id(field: str, value: Any) -> Any:
-    if value is None:
-        return value
-    plain = isinstance(value, Mapping) and all(type(k) is str and type(i) is int for k, i in value.items())
-    if not plain:
-        _refuse(TypeError, field, value, "a dict of str -> int")
-    return dict(value)
-
-
-def parse_dtype(field: str, value: Any) -> torch.dtype | None:
-    """`torch.dtype` of a dtype or its name ("float16", "torch.float16"); None and "auto" give None.
-
-    Raises:
-        ValueError, TypeError: not a floating dtype that torch knows; the message names `field`.
-    """
-    if value is None or value == "auto":
-        return None
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        kind = ValueError if isinstance(value, str | torch.dtype) else TypeError
-        _refuse(kind, field, value, 'a floating torch dtype or its name, such as "float32"')
-    return found
-
-
-_width = _integer(1, 65_536)
-_probability = _number("a number from 0 to 1", lambda x: 0 <= x <= 1)
-_spread = _number("a finite number >= 0", lambda x: x >= 0)
-
-# A class attribute whose name is in this table is a field; the same name means the same everywhere.
-_RULES: dict[str, Rule] = {
-    "architectures": _names,
-    "attention_dropout": _probability,
-    "attention_probs_dropout_prob": _probability,
-    "bos_token_id": _token_ids,
-    "chunk_size_feed_forward": _integer(0, _MAX_POSITIONS),
-    "dtype": parse_dtype,
-    "eos_token_id": _token_ids,
-    "hidden_act": _choice(*ACTIVATIONS),
-    "hidden_dropout_prob": _probability,
-    "hidden_size": _width,
-    "id2label": _id2label,
-    "image_size": _integer(1, 16_384),
-    "initializer_factor": _spread,
-    "initializer_range": _spread,
-    "intermediate_size": _integer(1, 1_048_576),
-    "label2id": _label2id,
-    "layer_norm_eps": _number("a finite number > 0", lambda x: x > 0),
-    "logit_scale_init_value": _number("a finite number", lambda x: True),
-    "max_position_embeddings": _integer(1, _MAX_POSITIONS),
-    "num_attention_heads": _width,
-    "num_channels": _integer(1, 1024),
-    "num_hidden_layers": _integer(1, 1000),
-    "output_attentions": _boolean,
-    "output_hidden_states": _hidden_states,
-    "pad_token_id": _integer(-1, _MAX_POSITIONS, optional=True),
-    "patch_size": _integer(1, 16_384),
-    "position_embedding_type": _choice("absolute"),
-    "problem_type": _choice(None, *PROBLEM_TYPES),
-    "project_dim": _width,
-    "projection_dim": _width,
-    "return_dict": _boolean,
-    "type_vocab_size": _integer(1, _MAX_POSITIONS),
-    "use_cache": _boolean,
-    "vocab_size": _integer(1, 10_000_000),
-}
 
 
 class Config:
@@ -227,7 +73,7 @@ class Config:
     def __setattr__(self, name: str, value: Any) -> None:
         field = f"{type(self).__name__}.{name}"
         if name in self._fields:
-            value = _RULES[name](field, value)
+            value = RULES[name](field, value)
         elif name in self.parts:
             value = self._part(name, value)
         elif not _is_settable(type(self), name):
@@ -240,7 +86,7 @@ class Config:
         if type(value) is part:
             return value
         if isinstance(value, Config) and value._fields.keys() != part._fields.keys():
-            _refuse(TypeError, f"{cls.__name__}.{name}", value, f"a dict or a {part.__name__}")
+            refuse(TypeError, f"{cls.__name__}.{name}", value, f"a dict or a {part.__name__}")
         return part(**_as_dict(f"{cls.__name__}.{name}", value))
 
     def _set_labels(self, num_labels: Any) -> None:
@@ -255,7 +101,7 @@ class Config:
     def validate(self) -> None:
         """Check the fields against each other. Raises ValueError."""
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            _refuse(
+            refuse(
                 ValueError,
                 f"{type(self).__name__}.problem_type",
                 self.problem_type,
@@ -269,7 +115,7 @@ class Config:
 
     @num_labels.setter
     def num_labels(self, value: int) -> None:
-        _integer(0, _MAX_LABELS)(f"{type(self).__name__}.num_labels", value)
+        integer(0, MAX_LABELS)(f"{type(self).__name__}.num_labels", value)
         if self.id2label is None or len(self.id2label) != value:
             self.id2label = {i: f"LABEL_{i}" for i in range(value)}
             self.label2id = {label: i for i, label in self.id2label.items()}
@@ -417,7 +263,7 @@ class Config:
 
 
 def _fields_of(cls: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(cls).items() if name in _RULES}
+    return {name: value for name, value in vars(cls).items() if name in RULES}
 
 
 Config._fields = _fields_of(Config)
@@ -462,7 +308,7 @@ def _as_dict(field: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) and hasattr(value, "to_dict"):
         value = value.to_dict()
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        _refuse(TypeError, field, value, "a dict or a configuration")
+        refuse(TypeError, field, value, "a dict or a configuration")
     return dict(value)
 
 
@@ -519,7 +365,7 @@ class AltCLIPTextConfig(_Tower):
         # Positions are counted from the padding id, which is a row of both embeddings.
         if self.pad_token_id is None or not 0 <= self.pad_token_id < rows:
             allowed = f"an int from 0 to below vocab_size and max_position_embeddings, {rows}"
-            _refuse(ValueError, f"{type(self).__name__}.pad_token_id", self.pad_token_id, allowed)
+            refuse(ValueError, f"{type(self).__name__}.pad_token_id", self.pad_token_id, allowed)
 
 
 class CLIPTextConfig(_Tower):
@@ -566,10 +412,10 @@ class _VisionTower(_Tower):
         super().validate()
         field = f"{type(self).__name__}.patch_size"
         if self.patch_size > self.image_size:
-            _refuse(ValueError, field, self.patch_size, f"at most image_size, {self.image_size}")
-        if (self.image_size // self.patch_size) ** 2 > _MAX_POSITIONS:
-            allowed = f"large enough for {_MAX_POSITIONS} patches at most; image_size is {self.image_size}"
-            _refuse(ValueError, field, self.patch_size, allowed)
+            refuse(ValueError, field, self.patch_size, f"at most image_size, {self.image_size}")
+        if (self.image_size // self.patch_size) ** 2 > MAX_POSITIONS:
+            allowed = f"large enough for {MAX_POSITIONS} patches at most; image_size is {self.image_size}"
+            refuse(ValueError, field, self.patch_size, allowed)
 
 
 class AltCLIPVisionConfig(_VisionTower):
@@ -664,7 +510,7 @@ def config_class_for(config_dict: Mapping[str, Any]) -> type[Config]:
     for cls in _CLASSES:
         if cls.model_type == kind:
             return cls
-    _refuse(ValueError, "model_type", kind, "one of " + ", ".join(cls.model_type for cls in _CLASSES))
+    refuse(ValueError, "model_type", kind, "one of " + ", ".join(cls.model_type for cls in _CLASSES))
 
 
 def _has_xlm_roberta_text(config_dict: Mapping[str, Any]) -> bool:
@@ -707,45 +553,3 @@ def _is_sane(value: Any, levels: int) -> bool:
         return math.isfinite(value)
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(_is_sane(item, levels - 1) for item in items)
-
-
-@contextlib.contextmanager
-def staged(folder: str | os.PathLike[str]) -> Iterator[Callable[[str], str]]:
-    """Files that appear in a folder when the block ends well, in the order of asking, or not at all.
-
-    Yields a function from a file's final name to the path to write now, in the same folder: a rename
-    replaces a file at once, and whoever has the old one mapped or open keeps it.
-    """
-    written: dict[str, str] = {}
-    modes: dict[str, int] = {}
-
-    def temporary(name: str) -> str:
-        path = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
-        with open(path, "xb") as file:
-            modes[path] = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        written[name] = path
-        return path
-
-    try:
-        yield temporary
-        for path, mode in modes.items():
-            os.chmod(path, mode)  # safetensors makes its files readable by their owner alone
-            _flush(path)
-        for name, path in written.items():
-            os.replace(path, os.path.join(folder, name))
-    finally:
-        for path in written.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
-
-
-def _flush(path: str) -> None:
-    """Put a file on the disk before it is renamed: after a power cut a name never leads to an empty file."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a text file as UTF-8."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import altclip_fast.config as config_module
 from altclip_fast import notices
 from altclip_fast.config import (
-    ACTIVATIONS,
     AltCLIPConfig,
     AltCLIPTextConfig,
     AltCLIPVisionConfig,
@@ -23,6 +22,7 @@ from altclip_fast.config import (
     CLIPVisionConfig,
     config_class_for,
 )
+from altclip_fast.config_rules import ACTIVATIONS
 
 CLASSES = [AltCLIPConfig, AltCLIPTextConfig, AltCLIPVisionConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig]
 TOWERS = [cls for cls in CLASSES if not cls.parts]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..config import Config, parse_dtype
+from ..config import Config
+from ..config_rules import parse_dtype
 from ..notices import warn_once
 
 ATTENTION = (None, "sdpa", "eager", "altclip_fast")

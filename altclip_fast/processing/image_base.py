@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from PIL import Image
 
+from ..files import staged, write_text
 from ..hub import read_json, resolve_file
 from .batch import BatchFeature
 from .image_settings import DEFAULTS, Settings, check_settings
@@ -162,9 +163,9 @@ class BaseImageProcessor:
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / CONFIG_NAME
-        path.write_text(self.to_json_string(), encoding="utf-8")
-        return [str(path)]
+        with staged(folder) as path:
+            write_text(path(CONFIG_NAME), self.to_json_string())
+        return [str(folder / CONFIG_NAME)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"

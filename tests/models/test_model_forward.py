@@ -171,7 +171,7 @@ def test_features_of_images_of_other_sizes(name):
         assert_close(found.ours.get_image_features(images, interpolate_pos_encoding=True), theirs, "image")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.int64])
 @pytest.mark.parametrize("name", ["AltCLIPVisionModel", "CLIPModel"])
 def test_pixels_are_cast_to_the_dtype_of_the_weights(name, dtype):
     images = (pixels(pair(name).ours).abs() * 40).to(dtype)

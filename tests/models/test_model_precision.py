@@ -54,16 +54,17 @@ def test_autocast_is_no_worse_than_transformers(name, dtype):
         assert 0 < rms(a - t) <= 1.5 * rms(b - t), kind
 
 
+@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True}], ids=str)
 @pytest.mark.parametrize("name", CLASSES)
-def test_late_fields_are_those_of_autocast(name):
+def test_late_fields_are_those_of_autocast(name, options):
     """Read after the block, they have the values that they would have had inside it."""
     model, inputs = pair(name).ours, inputs_for(pair(name).ours)
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            output = model(**inputs, output_hidden_states=True)
-            inside = model(**inputs, output_hidden_states=True).to_tuple()
+            output = model(**inputs, **options)
+            inside = model(**inputs, **options).to_tuple()
         outside = output.to_tuple()
-        plain = model(**inputs, output_hidden_states=True).to_tuple()
+        plain = model(**inputs, **options).to_tuple()
     a, b, c = (torch.utils._pytree.tree_leaves(x) for x in (outside, inside, plain))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not all(torch.equal(x.float(), y.float()) for x, y in zip(a, c, strict=True)), (

@@ -1,0 +1,96 @@
+"""What holds for every op: parity on all samples, registration, and the compiler."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from altclip_fast import ops  # noqa: F401  fills OPS
+from altclip_fast.dispatch import OPS
+from altclip_fast.testing import assert_parity, samples
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+# One sample of usual strides and one of unusual ones, for the checks that take a second each.
+CHOSEN = {
+    "add_layer_norm": ["shape [13, 101]", "transposed, and the residual"],
+    "attention": ["causal, ragged", "packed qkv rows, heads of 12", "one query each"],
+    "attention_weights": ["key padding, one row all padding", "heads outside"],
+    "contrastive_loss": ["17 pairs of 64", "transposed"],
+    "l2_normalize": ["zero rows", "transposed"],
+    "layer_norm": ["shape [2, 3, 12]", "transposed"],
+    "linear": ["no bias, gelu, residual", "transposed"],
+    "masked_attention": ["added mask", "heads outside"],
+    "mlp": ["gelu", "transposed"],
+    "patch_embed": ["bytes, channels last, normalised", "strided weights"],
+    "similarity": ["3x5x7", "transposed"],
+    "similarity_argmax": ["3x5x7", "transposed"],
+    "similarity_softmax": ["scale 100", "transposed"],
+    "similarity_topk": ["3x5x7, top 5", "transposed, top 5"],
+    "text_embed": ["two types", "transposed table"],
+}
+CASES = [(op, name) for op, names in CHOSEN.items() for name in names]
+
+
+def chosen(op, name, dtype=torch.float32):
+    return next(sample.args for sample in samples(op, dtype) if sample.name == name)
+
+
+def with_gradients(args):
+    return tuple(a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def gradients(run, args):
+    args = with_gradients(args)
+    outputs = run(*args)
+    outputs = [o for o in ([outputs] if isinstance(outputs, Tensor) else outputs) if o.requires_grad]
+    inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+    if not outputs:
+        return []
+    return torch.autograd.grad([o.square().sum() for o in outputs], inputs, allow_unused=True, materialize_grads=True)
+
+
+def test_every_op_has_samples_and_is_checked():
+    assert set(CHOSEN) == set(OPS)
+    for op in OPS:
+        names = [sample.name for sample in samples(op, torch.float32)]
+        assert len(names) == len(set(names)) > 8, op
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_reference_parity(op, dtype):
+    for _, args in samples(op, dtype):
+        assert_parity(op, args, backend="reference", gradients=True)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_samples_have_finite_truths(op):
+    """Otherwise parity would compare little."""
+    for name, args in samples(op, torch.float16):
+        for dtype in (torch.float16, torch.float64):
+            outputs = OPS[op].reference(*(a.to(dtype) if _floating(a) else a for a in args))
+            assert all(o.isfinite().all() for o in ([outputs] if isinstance(outputs, Tensor) else outputs)), name
+
+
+def _floating(value):
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+@pytest.mark.parametrize("op, name", CASES)
+def test_registered_op(op, name):
+    torch.library.opcheck(OPS[op].registered, with_gradients(chosen(op, name)))
+
+
+@pytest.mark.parametrize("op, name", CASES)
+def test_gradients_through_the_registered_op(op, name):
+    """The path of a kernel without a backward of its own."""
+    args = chosen(op, name, torch.float64)
+    torch.testing.assert_close(gradients(OPS[op].registered, args), gradients(OPS[op].reference, args))
+
+
+@pytest.mark.parametrize("op, name", CASES)
+def test_compiled(op, name):
+    args = chosen(op, name)
+    compiled = torch.compile(OPS[op].__call__, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args), OPS[op](*args), rtol=0, atol=0)
+    torch.testing.assert_close(gradients(compiled, args), gradients(OPS[op], args))
