@@ -14,9 +14,15 @@ class Table(list):
         self.columns = tuple(columns)
 
     def __str__(self) -> str:
-        lines = [self.columns, *(tuple("yes" if c is True else "no" if c is False else str(c) for c in r) for r in self)]
+        lines = [self.columns, *(tuple(_cell(c) for c in r) for r in self)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         return "\n".join(line.rstrip() for line in text)
 
     __repr__ = __str__
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

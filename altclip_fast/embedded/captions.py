@@ -152,9 +152,6 @@ def _latin(code: str) -> _Language:
     return _Language({**tables, **tables.get("romanized", {})})
 
 
-# Labels and templates ----------------------------------------------------------------------------------------------
-
-
 def label(color: str, shape: str, language: str) -> str:
     """The bare noun phrase for a zero-shot label: "red circle", "cercle rouge", "красный круг"."""
     return _language(language).write("{label}", {"color1": color, "shape1": shape})
@@ -185,9 +182,6 @@ def template(language: str) -> str:
     return templates(language)[0]
 
 
-# Captions ----------------------------------------------------------------------------------------------------------
-
-
 def caption(scene: Scene, language: str, rng: Rng) -> str:
     """A caption that gives colour and shape of everything, and some of size, position, ground and relation."""
     return _language(language).say(_plan(scene, rng))
@@ -197,6 +191,16 @@ def parallel(scene: Scene, languages: Sequence[str], rng: Rng) -> dict[str, str]
     """The same caption in each language; for one language, what `caption` gives from the same seed."""
     plan = _plan(scene, rng)
     return {code: _language(code).say(plan) for code in languages}
+
+
+def full(scene: Scene, language: str) -> str:
+    """The caption that gives everything: colours, shapes, sizes, and the position or relation, and the ground."""
+    return _language(language).say(_plan(scene, _Everything()))
+
+
+class _Everything:
+    def random(self) -> float:
+        return 0.0
 
 
 def digit_caption(n: int, language: str, rng: Rng) -> str:

@@ -17,6 +17,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from .. import ops
@@ -95,7 +97,7 @@ def contrastive(model: CLIPModel, tokenizer: Any, pool: data.Pool, steps: int, s
 def _pairs_loss(model: CLIPModel, tokenizer: Any, pool: data.Pool, rng: np.random.Generator) -> Tensor:
     chosen = pool.batch(rng)
     texts = [data.describe(pool.contents[i], ("en",), rng)["en"] for i in chosen]
-    image = model.image_features(data.augment(pool.pixels[chosen], rng))
+    image = _embed_images(model, data.augment(pool.pixels[chosen], rng))
     return ops.contrastive_loss(image, _embed(model, tokenizer, texts), model.logit_scale)
 
 
@@ -130,7 +132,7 @@ def frozen_contrastive(model: AltCLIPModel, tokenizer: Any, pool: data.Pool, ste
     def loss() -> Tensor:
         chosen = pool.batch(rng)
         with torch.no_grad():
-            image = model.image_features(data.augment(pool.pixels[chosen], rng))
+            image = _embed_images(model, data.augment(pool.pixels[chosen], rng))
         codes = rng.choice(data.LANGUAGES, len(chosen))
         texts = [data.describe(pool.contents[i], (str(code),), rng)[str(code)] for i, code in zip(chosen, codes, strict=True)]
         return ops.contrastive_loss(image, _embed(model, tokenizer, texts), model.logit_scale)
@@ -149,7 +151,20 @@ def _invent(rng: np.random.Generator) -> data.Content:
 
 def _embed(model: DualEncoder, tokenizer: Any, texts: list[str]) -> Tensor:
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-    return model.text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    with _half():
+        return model.text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).float()
+
+
+def _embed_images(model: DualEncoder, pixels: Tensor) -> Tensor:
+    with _half():
+        return model.image_features(pixels).float()
+
+
+@contextmanager
+def _half() -> Iterator[None]:
+    """bfloat16 products, and attention spelled out: on a CPU its fused backward takes half of the step."""
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _training(model: nn.Module, parameters: Any, steps: int, rate: float, loss: Callable[[], Tensor]) -> Iterator[int]:

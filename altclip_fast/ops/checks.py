@@ -29,7 +29,7 @@ def tensors(op: str, **arguments: Any) -> None:
             raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"{op}: {name} is {describe(value)}; a floating dtype is needed")
-        device = _same_device(op, name, value, device)
+        device = same_device(op, name, value, device)
 
 
 def integers(op: str, device: torch.device, **arguments: Any) -> None:
@@ -39,7 +39,7 @@ def integers(op: str, device: torch.device, **arguments: Any) -> None:
             raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
         if value.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{op}: {name} is {describe(value)}; int32 or int64 is needed")
-        _same_device(op, name, value, device)
+        same_device(op, name, value, device)
 
 
 def one_dtype(op: str, **arguments: Tensor) -> None:
@@ -58,7 +58,8 @@ def rows(op: str, name: str, value: Tensor) -> None:
         raise ValueError(f"{op}: {name} is {describe(value)}; at least one dimension is needed")
 
 
-def _same_device(op: str, name: str, value: Tensor, device: torch.device | None) -> torch.device:
+def same_device(op: str, name: str, value: Tensor, device: torch.device | None) -> torch.device:
+    """The device of `value`, which is `device` where that is known."""
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name} is on {value.device}, the other tensors on {device}; move them to one device")
     return value.device

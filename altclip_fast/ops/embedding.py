@@ -24,7 +24,8 @@ def _check_patch(pixels: Tensor, weight: Tensor, class_embedding: Tensor, positi
     if not isinstance(pixels, Tensor):
         raise TypeError(f"patch_embed: pixels must be a Tensor, not {type(pixels).__name__}")
     if pixels.dtype is not torch.uint8:
-        checks.tensors("patch_embed", weight=weight, pixels=pixels)
+        checks.tensors("patch_embed", pixels=pixels)
+    checks.same_device("patch_embed", "pixels", pixels, weight.device)
     checks.shape("patch_embed", "weight", weight, None, None, None, None)
     hidden, channels, height, width = weight.shape
     checks.shape("patch_embed", "pixels", pixels, None, channels, None, None)

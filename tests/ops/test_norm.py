@@ -52,11 +52,12 @@ def test_statistics_are_wider_than_the_dtype(dtype):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(2, 33), st.floats(-3, 3), st.integers(0, 2**32))
-def test_rows_have_mean_0_and_variance_1(rows, hidden, shift, seed):
+def test_rows_have_mean_0_and_variance_1_but_for_eps(rows, hidden, shift, seed):
     x = torch.randn(rows, hidden, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
-    y = ops.layer_norm(x, x.new_ones(hidden), x.new_zeros(hidden), 1e-12)
+    y = ops.layer_norm(x, x.new_ones(hidden), x.new_zeros(hidden), 1e-3)
     torch.testing.assert_close(y.mean(-1), y.new_zeros(rows))
-    torch.testing.assert_close(y.var(-1, correction=0), y.new_ones(rows))
+    variance = x.var(-1, correction=0)
+    torch.testing.assert_close(y.var(-1, correction=0), variance / (variance + 1e-3))
 
 
 @settings(max_examples=25, deadline=None)
