@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ._version import __version__
+from .files import staged
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,6 +43,21 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--json", action="store_true", help="write JSON, one list entry an image")
     classify.set_defaults(run=_classify)
 
+    embed = commands.add_parser("embed", help="embed photos and texts", description="Embed photos and texts.")
+    embed.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
+    embed.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="texts, which come after the images")
+    embed.add_argument("--output", metavar="FILE.npy", help="write float32 [N, D] there; else JSON lines to stdout")
+    _add_model_options(embed)
+    embed.set_defaults(run=_embed)
+
+    demo = commands.add_parser("demo", help="show the embedded model at work",
+                               description="Classify fresh drawings and held-out digits in several languages, and search.")
+    demo.add_argument("--seed", type=_natural, metavar="N", help="of the drawings (default: a new one each time)")
+    demo.add_argument("--output", default="altclip-fast-demo.png", metavar="FILE.png", help="the picture to write")
+    demo.add_argument("--query", default="a big red star on a white background", help="what to search for")
+    demo.add_argument("--evaluate", action="store_true", help="measure accuracies in every language instead")
+    demo.set_defaults(run=_demo)
+
     doctor = commands.add_parser("doctor", help="tell what is installed and which backends run",
                                  description="Tell what is installed and which backends run.")
     doctor.add_argument("--json", action="store_true", help="write JSON")
@@ -48,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder in the hub's layout, or a hub id")
+    parser.add_argument("--model", default="embedded", help="a folder in the hub's layout, or a hub id (default: embedded)")
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
@@ -86,6 +104,50 @@ def _print_ranks(rows: list[dict[str, Any]]) -> None:
                 print(f"  {pair['score']:.4f}  {pair['label']}")
 
 
+def _embed(options: argparse.Namespace) -> int:
+    from .encoder import load
+
+    inputs = [*options.images, *options.text]
+    if not inputs:
+        raise ValueError("nothing to embed; give image files, or --text")
+    encoder = load(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
+    images = encoder.encode_image(options.images, batch_size=options.batch_size)
+    rows = [*images.tolist(), *encoder.encode_text(options.text, batch_size=options.batch_size).tolist()]
+    if options.output is None:
+        for name, row in zip(inputs, rows, strict=True):
+            print(json.dumps({"input": name, "embedding": row}, ensure_ascii=False))
+    else:
+        _write_npy(options.output, rows)
+        print(f"{options.output}: {len(rows)} x {encoder.embedding_dim}")
+    return 0
+
+
+def _write_npy(output: str, rows: list[list[float]]) -> None:
+    import numpy as np
+
+    target = Path(output)
+    with staged(target.parent) as path, open(path(target.name), "wb") as file:
+        np.save(file, np.array(rows, dtype=np.float32))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .embedded import demo, evaluate
+    from .encoder import load
+
+    encoder = load("embedded")
+    if options.evaluate:
+        print("accuracies of the embedded AltCLIP, then of its English CLIP, on what training did not show")
+        print(evaluate.evaluate(encoder))
+        print(evaluate.evaluate(load("embedded-clip"), ["en"]))
+        return 0
+    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
+    found, hits = demo.examples(encoder, seed), demo.search(encoder, options.query, seed)
+    demo.save(demo.as_picture(found, options.query, hits), options.output)
+    print(demo.as_text(found, options.query, hits))
+    print(f"\nseed {seed}; picture: {options.output}")
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from . import doctor
 
@@ -96,6 +158,12 @@ def _doctor(options: argparse.Namespace) -> int:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
     return int(text)
 
 
