@@ -68,7 +68,9 @@ class AutoModel(_Auto):
             TypeError: config is no configuration of this package.
         """
         if type(config) not in _MODELS:
-            raise TypeError(f"config is a {type(config).__name__}; one of {', '.join(c.__name__ for c in _MODELS)} is needed")
+            raise TypeError(
+                f"config is a {type(config).__name__}; one of {', '.join(c.__name__ for c in _MODELS)} is needed"
+            )
         return _MODELS[type(config)](config)
 
 
@@ -97,8 +99,9 @@ class AutoImageProcessor(_Auto):
     """CLIPImageProcessor, or CLIPImageProcessorFast with `use_fast=True`."""
 
     @staticmethod
-    def from_pretrained(path_or_repo: str | os.PathLike[str], *, use_fast: bool = False,
-                        **options: Any) -> CLIPImageProcessor | CLIPImageProcessorFast:
+    def from_pretrained(
+        path_or_repo: str | os.PathLike[str], *, use_fast: bool = False, **options: Any
+    ) -> CLIPImageProcessor | CLIPImageProcessorFast:
         """The image processor of a checkpoint."""
         found = CLIPImageProcessorFast if use_fast else CLIPImageProcessor
         return found.from_pretrained(path_or_repo, **options)

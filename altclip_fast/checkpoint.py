@@ -383,9 +383,7 @@ def open_weights(
     raise FileNotFoundError(f"{os.fspath(path_or_repo)}: no weights there; looked for {looked_for}")
 
 
-def _open_index(
-    index: str, kind: Callable[[str], _File], resolve: Callable[[str], os.PathLike[str] | None]
-) -> Weights:
+def _open_index(index: str, kind: Callable[[str], _File], resolve: Callable[[str], os.PathLike[str] | None]) -> Weights:
     """The shards that an index names. They lie beside it; `resolve` refuses a link that leads away."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -1,4 +1,4 @@
-"""The command line. Results go to stdout, messages and progress to stderr; exit code 2 is wrong usage, 1 a failed job."""
+"""The command line: results on stdout, messages on stderr; exit code 2 for wrong usage, 1 for a failed job."""
 
 from __future__ import annotations
 
@@ -50,23 +50,31 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(embed)
     embed.set_defaults(run=_embed)
 
-    demo = commands.add_parser("demo", help="show the embedded model at work",
-                               description="Classify fresh drawings and held-out digits in several languages, and search.")
+    demo = commands.add_parser(
+        "demo",
+        help="show the embedded model at work",
+        description="Classify fresh drawings and held-out digits in several languages.",
+    )
     demo.add_argument("--seed", type=_natural, metavar="N", help="of the drawings (default: a new one each time)")
     demo.add_argument("--output", default="altclip-fast-demo.png", metavar="FILE.png", help="the picture to write")
     demo.add_argument("--query", default="a big red star on a white background", help="what to search for")
     demo.add_argument("--evaluate", action="store_true", help="measure accuracies in every language instead")
     demo.set_defaults(run=_demo)
 
-    doctor = commands.add_parser("doctor", help="tell what is installed and which backends run",
-                                 description="Tell what is installed and which backends run.")
+    doctor = commands.add_parser(
+        "doctor",
+        help="tell what is installed and which backends run",
+        description="Tell what is installed and which backends run.",
+    )
     doctor.add_argument("--json", action="store_true", help="write JSON")
     doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="embedded", help="a folder in the hub's layout, or a hub id (default: embedded)")
+    parser.add_argument(
+        "--model", default="embedded", help="a folder, or a hub id (default: embedded)"
+    )
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")

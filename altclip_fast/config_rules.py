@@ -1,4 +1,4 @@
-"""What a configuration's fields may hold: a rule takes a field's name and value, and gives the value to keep or raises."""
+"""What a configuration's fields may hold: a rule takes a field's name and value, and gives the value or raises."""
 
 from __future__ import annotations
 

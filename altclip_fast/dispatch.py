@@ -128,8 +128,9 @@ def _autocasting(args: tuple) -> bool:
 class Op:
     """A callable operator with interchangeable implementations. Made by `@op`."""
 
-    def __init__(self, reference: Callable[..., Any], check: Callable[..., None] | None = None, *,
-                 namespace: str = NAMESPACE) -> None:
+    def __init__(
+        self, reference: Callable[..., Any], check: Callable[..., None] | None = None, *, namespace: str = NAMESPACE
+    ) -> None:
         functools.update_wrapper(self, reference)
         self.name = reference.__name__
         self.reference = reference
@@ -210,8 +211,11 @@ class Op:
         if not kwargs and given == len(self._parameters):
             return args
         rest = tuple(kwargs.get(p, d) for p, d in zip(self._parameters[given:], self._defaults[given:], strict=True))
-        if inspect.Parameter.empty in rest or len(args) + len(kwargs) > len(self._parameters) \
-                or not kwargs.keys() <= set(self._parameters[given:]):
+        if (
+            inspect.Parameter.empty in rest
+            or len(args) + len(kwargs) > len(self._parameters)
+            or not kwargs.keys() <= set(self._parameters[given:])
+        ):
             self.signature.bind(*args, **kwargs)  # raises the TypeError that names the argument
         return args + rest
 

@@ -13,8 +13,17 @@ from ._version import __version__
 from .dispatch import backends, forced_backend
 from .report import Table
 
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "pillow", "tokenizers", "sentencepiece", "huggingface_hub",
-            "transformers")
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "safetensors",
+    "pillow",
+    "tokenizers",
+    "sentencepiece",
+    "huggingface_hub",
+    "transformers",
+)
 
 
 class Fact(NamedTuple):
@@ -31,7 +40,10 @@ def facts() -> Table:
         Fact("altclip_fast", __version__),
         Fact("python", platform.python_version()),
         *(Fact(name, _version(name)) for name in PACKAGES),
-        Fact("processor", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+        Fact(
+            "processor",
+            f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        ),
         Fact("cuda device", cuda),
         Fact("forced backend", forced_backend() or "none"),
     ]

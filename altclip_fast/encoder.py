@@ -59,8 +59,12 @@ def load(
     """
     if name in EMBEDDED:
         name = os.path.join(os.path.dirname(__file__), "embedded", EMBEDDED[name])
-    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir,
-                             "token": token}
+    where: dict[str, Any] = {
+        "revision": revision,
+        "local_files_only": local_files_only,
+        "cache_dir": cache_dir,
+        "token": token,
+    }
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = AutoProcessor.from_pretrained(name, **where)
@@ -187,8 +191,9 @@ class Encoder:
             for start in _progress(range(0, len(order), batch_size), "texts", show_progress_bar):
                 chosen = order[start : start + batch_size]
                 batch = self.processor.tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
-                features = self.model.text_features(input_ids=batch["input_ids"].to(self.device),
-                                                    attention_mask=batch["attention_mask"].to(self.device))
+                features = self.model.text_features(
+                    input_ids=batch["input_ids"].to(self.device), attention_mask=batch["attention_mask"].to(self.device)
+                )
                 found[chosen] = self._finish(features, normalize_embeddings)
         return found
 
@@ -230,7 +235,9 @@ class Encoder:
             cut = tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
             for i, row in zip(long, cut, strict=True):
                 ids[i] = row
-            warn_once("text-truncated", f"{len(long)} of {len(texts)} texts are longer than {limit} tokens and were cut")
+            warn_once(
+                "text-truncated", f"{len(long)} of {len(texts)} texts are longer than {limit} tokens and were cut"
+            )
         return ids
 
     def _pixels(self, source: Any) -> Tensor:
@@ -317,8 +324,9 @@ def _fill(template: str, label: str) -> str:
 def _weights_version(model: torch.nn.Module) -> int:
     """Changes when the text side's weights do (but for changes that bypass torch's version counter)."""
     towers = (model.text_model, model.text_projection)
-    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version)
-                      for part in towers for p in part.parameters()))  # type: ignore[union-attr]
+    return hash(
+        tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for part in towers for p in part.parameters())
+    )  # type: ignore[union-attr]
 
 
 def _check_batching(batch_size: int) -> None:

@@ -14,12 +14,23 @@ from .models.joint import DualEncoder
 TASK = "zero-shot-image-classification"
 
 
-def pipeline(task: str = TASK, model: Any = None, *, image_processor: Any = None, tokenizer: Any = None,
-             processor: Any = None, device: torch.device | str | int | None = None,
-             dtype: torch.dtype | str | None = None, torch_dtype: torch.dtype | str | None = None,
-             device_map: Any = None, batch_size: int = 32, revision: str | None = None,
-             local_files_only: bool = False, cache_dir: str | os.PathLike[str] | None = None,
-             token: str | bool | None = None) -> ZeroShotImageClassification:
+def pipeline(
+    task: str = TASK,
+    model: Any = None,
+    *,
+    image_processor: Any = None,
+    tokenizer: Any = None,
+    processor: Any = None,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    batch_size: int = 32,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> ZeroShotImageClassification:
     """A zero-shot image classifier.
 
     Args:
@@ -42,12 +53,21 @@ def pipeline(task: str = TASK, model: Any = None, *, image_processor: Any = None
     if device == -1:
         device = "cpu"
     if isinstance(model, str | os.PathLike):
-        encoder = load(model, device=device, dtype=dtype if dtype is not None else torch_dtype, revision=revision,
-                       local_files_only=local_files_only, cache_dir=cache_dir, token=token)
+        encoder = load(
+            model,
+            device=device,
+            dtype=dtype if dtype is not None else torch_dtype,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            token=token,
+        )
     elif isinstance(model, Encoder):
         encoder = model
     elif isinstance(model, DualEncoder):
-        encoder = Encoder(model if device is None else model.to(device), processor or _join(model, image_processor, tokenizer))
+        encoder = Encoder(
+            model if device is None else model.to(device), processor or _join(model, image_processor, tokenizer)
+        )
     else:
         raise TypeError(f"model is {model!r}; a folder, a hub id, an Encoder or a model of this package is needed")
     return ZeroShotImageClassification(encoder, batch_size)
@@ -76,9 +96,16 @@ class ZeroShotImageClassification:
     def device(self) -> torch.device:
         return self.encoder.device
 
-    def __call__(self, image: Any = None, candidate_labels: Sequence[str] | None = None, *,
-                 hypothesis_template: str = TEMPLATE, images: Any = None, timeout: float | None = None,
-                 batch_size: int | None = None) -> Any:
+    def __call__(
+        self,
+        image: Any = None,
+        candidate_labels: Sequence[str] | None = None,
+        *,
+        hypothesis_template: str = TEMPLATE,
+        images: Any = None,
+        timeout: float | None = None,
+        batch_size: int | None = None,
+    ) -> Any:
         """Classify one image, or a list of them.
 
         Args:

@@ -45,9 +45,17 @@ def test_m9_form(altclip_folder, tmp_path):
     config |= {"model_type": "clip", "architectures": ["ChineseCLIP"]}
     config["text_config"] |= {"model_type": "xlm-roberta"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 30, "crop_size": 30, "resample": 3,
-           "do_resize": True, "do_center_crop": True, "do_normalize": True,
-           "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    old = {
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "size": 30,
+        "crop_size": 30,
+        "resample": 3,
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
     old_form, new_form = af.load(tmp_path), af.load(altclip_folder)
     texts = ["a photo of a cat", "一张猫的照片"]

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 import altclip_fast as af
 from altclip_fast import cli
@@ -27,8 +29,22 @@ def test_classify(capsys, altclip_folder, photo_paths):
 
 
 def test_classify_json(capsys, altclip_folder, photo_paths):
-    code, out, _ = run(capsys, "classify", photo_paths[0], "--labels", "猫", "b", "c", "--model", altclip_folder,
-                       "--json", "--top", "2", "--template", "{}")
+    code, out, _ = run(
+        capsys,
+        "classify",
+        photo_paths[0],
+        "--labels",
+        "猫",
+        "b",
+        "c",
+        "--model",
+        altclip_folder,
+        "--json",
+        "--top",
+        "2",
+        "--template",
+        "{}",
+    )
     (row,) = json.loads(out)
     assert code == 0 and row["image"] == str(photo_paths[0]) and len(row["labels"]) == 2
     assert row["labels"] == af.load(altclip_folder).classifier(["猫", "b", "c"], "{}")(photo_paths[0])[0][:2]
@@ -45,10 +61,15 @@ def test_a_bad_file_is_reported_and_the_others_go_on(capsys, altclip_folder, pho
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["classify"], ["classify", "a.jpg"], ["classify", "a.jpg", "--labels", "a"], ["nonsense"],
-     ["classify", "a.jpg", "--labels", "a", "--model", "m", "--batch-size", "0"],
-     ["classify", "a.jpg", "--labels", "a", "--model", "m", "--dtype", "int7"],
-     ["classify", "a.jpg", "--labels", "a", "--model", "m", "--frobnicate"]],
+    [
+        [],
+        ["classify"],
+        ["classify", "a.jpg"],
+        ["nonsense"],
+        ["classify", "a.jpg", "--labels", "a", "--model", "m", "--batch-size", "0"],
+        ["classify", "a.jpg", "--labels", "a", "--model", "m", "--dtype", "int7"],
+        ["classify", "a.jpg", "--labels", "a", "--model", "m", "--frobnicate"],
+    ],
 )
 def test_wrong_usage(capsys, arguments):
     code, out, err = run(capsys, *arguments)
@@ -62,6 +83,27 @@ def test_failed_job(capsys, tmp_path, altclip_folder):
     assert code == 1 and "template" in err
 
 
+def test_embed(capsys, altclip_folder, photo_paths, tmp_path):
+    target = tmp_path / "embeddings.npy"
+    code, out, _ = run(capsys, "embed", *photo_paths, "--text", "a cat", "--model", altclip_folder, "--output", target)
+    encoder = af.load(altclip_folder)
+    expected = torch.cat([encoder.encode_image(photo_paths), encoder.encode_text("a cat")])
+    assert code == 0 and "3 x 20" in out
+    assert torch.equal(torch.from_numpy(np.load(target)), expected)
+    code, out, _ = run(capsys, "embed", "--text", "a cat", "猫", "--model", altclip_folder)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["input"] for line in lines] == ["a cat", "猫"]
+    assert torch.equal(torch.tensor(lines[0]["embedding"]), expected[2])
+
+
+def test_embed_writes_nothing_when_it_fails(capsys, altclip_folder, tmp_path):
+    target = tmp_path / "embeddings.npy"
+    code, _, err = run(capsys, "embed", "absent.jpg", "--model", altclip_folder, "--output", target)
+    assert code == 1 and "absent.jpg" in err and list(tmp_path.iterdir()) == []
+    code, _, err = run(capsys, "embed", "--model", altclip_folder)
+    assert code == 1 and "nothing to embed" in err
+
+
 def test_doctor(capsys):
     code, out, _ = run(capsys, "doctor")
     assert code == 0 and af.__version__ in out and "attention" in out
@@ -72,7 +114,17 @@ def test_doctor(capsys):
 
 
 def test_as_a_module(altclip_folder, photo_paths):
-    command = [sys.executable, "-m", "altclip_fast", "classify", str(photo_paths[0]), "--labels", "a", "b",
-               "--model", str(altclip_folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "altclip_fast",
+        "classify",
+        str(photo_paths[0]),
+        "--labels",
+        "a",
+        "b",
+        "--model",
+        str(altclip_folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(photo_paths[0])) and done.stderr == ""

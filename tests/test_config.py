@@ -604,9 +604,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = {name for cls in CLASSES for name in cls._fields}
-NAMES = st.sampled_from(
-    sorted(FIELDS | {*LEGACY, "text_config", "vision_config_dict", "num_labels"})
-) | st.text(max_size=12)
+NAMES = st.sampled_from(sorted(FIELDS | {*LEGACY, "text_config", "vision_config_dict", "num_labels"})) | st.text(
+    max_size=12
+)
 
 
 @settings(max_examples=150, deadline=None)

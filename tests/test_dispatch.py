@@ -94,8 +94,10 @@ def test_order_of_preference(anywhere):
     assert calls == ["cuda"]
 
 
-@pytest.mark.parametrize("missing, runs", [([], "cuda"), (["cuda"], "triton"), (["cuda", "triton"], "cpu"),
-                                           (["cuda", "triton", "cpu"], "reference")])
+@pytest.mark.parametrize(
+    "missing, runs",
+    [([], "cuda"), (["cuda"], "triton"), (["cuda", "triton"], "cpu"), (["cuda", "triton", "cpu"], "reference")],
+)
 def test_what_is_missing_is_passed_over(monkeypatch, missing, runs):
     monkeypatch.setattr(dispatch, "_missing", lambda name: "not here" if name in missing else None)
     assert scaled("cpu", "cuda", "triton").choose(X) == runs
@@ -106,8 +108,12 @@ def test_when_decides(anywhere):
     some = scaled("cuda", "triton", "cpu", when=rules)
     assert some.choose(X) == "triton"
     assert some.choose(X, 3.0) == some.choose(X, factor=3.0) == "cpu"
-    assert some.reasons(X, 3.0) == {"cuda": "these inputs are outside of what it covers", "triton": "factor is odd",
-                                    "cpu": None, "reference": None}
+    assert some.reasons(X, 3.0) == {
+        "cuda": "these inputs are outside of what it covers",
+        "triton": "factor is odd",
+        "cpu": None,
+        "reference": None,
+    }
 
 
 def test_asking_runs_nothing(anywhere):
@@ -229,8 +235,13 @@ def test_threads_do_not_see_each_others_backend(anywhere):
 
 def test_environment_forces(monkeypatch):
     code = "from altclip_fast import dispatch, ops; print(dispatch.forced_backend(), ops.linear.choose)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(dispatch.__file__).parents[1], capture_output=True,
-                          text=True, env={**os.environ, "ALTCLIP_FAST_BACKEND": "cpu"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(dispatch.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ALTCLIP_FAST_BACKEND": "cpu"},
+    )
     assert done.stdout.startswith("cpu "), done.stderr
     monkeypatch.setenv("ALTCLIP_FAST_BACKEND", "tpu")
     with pytest.raises(ValueError, match=r"ALTCLIP_FAST_BACKEND.*'tpu'.*choose one of"):
@@ -244,21 +255,29 @@ def test_environment_forces(monkeypatch):
 
 def test_keywords_and_defaults():
     some = scaled("cpu")
-    for call in (lambda f: f(X), lambda f: f(x=X), lambda f: f(X, 2.0), lambda f: f(X, factor=2.0),
-                 lambda f: f(factor=2.0, x=X)):
+    for call in (
+        lambda f: f(X),
+        lambda f: f(x=X),
+        lambda f: f(X, 2.0),
+        lambda f: f(X, factor=2.0),
+        lambda f: f(factor=2.0, x=X),
+    ):
         assert torch.equal(call(some), 2 * X)
         assert torch.equal(call(some.registered), 2 * X)
         assert call(some.choose) == "cpu"
 
 
-@pytest.mark.parametrize("args, kwargs, message", [
-    ((), {}, "'x'"),
-    ((), {"factor": 2.0}, "'x'"),
-    ((X,), {"scale": 2.0}, "'scale'"),
-    ((X,), {"x": X}, "'x'"),
-    ((X, 2.0), {"factor": 2.0}, "'factor'"),
-    ((X, 2.0, 3.0), {}, "too many"),
-])
+@pytest.mark.parametrize(
+    "args, kwargs, message",
+    [
+        ((), {}, "'x'"),
+        ((), {"factor": 2.0}, "'x'"),
+        ((X,), {"scale": 2.0}, "'scale'"),
+        ((X,), {"x": X}, "'x'"),
+        ((X, 2.0), {"factor": 2.0}, "'factor'"),
+        ((X, 2.0, 3.0), {}, "too many"),
+    ],
+)
 def test_wrong_arguments(args, kwargs, message):
     some = scaled("cpu")
     for ask in (some, some.choose, some.reasons):
@@ -269,14 +288,18 @@ def test_wrong_arguments(args, kwargs, message):
 # Autograd
 
 
-@pytest.mark.parametrize("make, args", [
-    (scaled, lambda: (doubles(3, 4), 3.0)),
-    (product, lambda: (doubles(3, 4), doubles(5, 4))),
-    (product, lambda: (doubles(3, 4), doubles(5, 4), doubles(5))),
-    (total, lambda: (doubles(3, 4), doubles(3, 4))),
-    (extremes, lambda: (doubles(5, 4), torch.tensor([0, 3, 3]))),
-    (total, lambda: (doubles(3, 4).t(), doubles(4, 3))),
-], ids=["scalar", "no bias", "bias", "returned gradient", "integer input and output", "transposed"])
+@pytest.mark.parametrize(
+    "make, args",
+    [
+        (scaled, lambda: (doubles(3, 4), 3.0)),
+        (product, lambda: (doubles(3, 4), doubles(5, 4))),
+        (product, lambda: (doubles(3, 4), doubles(5, 4), doubles(5))),
+        (total, lambda: (doubles(3, 4), doubles(3, 4))),
+        (extremes, lambda: (doubles(5, 4), torch.tensor([0, 3, 3]))),
+        (total, lambda: (doubles(3, 4).t(), doubles(4, 3))),
+    ],
+    ids=["scalar", "no bias", "bias", "returned gradient", "integer input and output", "transposed"],
+)
 @pytest.mark.parametrize("names", [(), ("cpu",)], ids=["reference", "recomputed"])
 def test_gradcheck(make, args, names):
     some, args = make(*names), args()
@@ -363,7 +386,7 @@ def test_gradients_under_a_dispatch_mode():
 
 def test_second_derivatives_are_refused():
     some, x = scaled("cpu"), doubles(3)
-    first, = torch.autograd.grad(some(x).square().sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(some(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="backward"):
         first.sum().backward()
 
@@ -382,16 +405,22 @@ def test_without_gradients_the_kernel_is_called_directly(mode):
 
 
 @pytest.mark.parametrize("names", [(), ("cpu",)], ids=["reference", "cpu"])
-@pytest.mark.parametrize("make, args", [
-    (scaled, lambda: (doubles(3, 4), 3.0)),
-    (product, lambda: (doubles(3, 4), doubles(5, 4), doubles(5))),
-    (product, lambda: (doubles(4, 3).t(), doubles(5, 4), None)),
-    (total, lambda: (doubles(4, 3).t(), doubles(4, 3).t())),
-    (extremes, lambda: (doubles(5, 4), torch.tensor([0, 3, 3]))),
-], ids=["scalar", "bias", "no bias", "strided", "three outputs"])
+@pytest.mark.parametrize(
+    "make, args",
+    [
+        (scaled, lambda: (doubles(3, 4), 3.0)),
+        (product, lambda: (doubles(3, 4), doubles(5, 4), doubles(5))),
+        (product, lambda: (doubles(4, 3).t(), doubles(5, 4), None)),
+        (total, lambda: (doubles(4, 3).t(), doubles(4, 3).t())),
+        (extremes, lambda: (doubles(5, 4), torch.tensor([0, 3, 3]))),
+    ],
+    ids=["scalar", "bias", "no bias", "strided", "three outputs"],
+)
 def test_opcheck(make, args, names):
-    torch.library.opcheck(make(*names).registered, tuple(
-        a.detach().requires_grad_() if isinstance(a, Tensor) and a.requires_grad else a for a in args()))
+    torch.library.opcheck(
+        make(*names).registered,
+        tuple(a.detach().requires_grad_() if isinstance(a, Tensor) and a.requires_grad else a for a in args()),
+    )
 
 
 def test_backward_op_gives_what_the_compiler_was_promised():
@@ -415,10 +444,14 @@ def test_compiled_runs_the_chosen_backend():
     assert calls == ["cpu", "cpu"]
 
 
-@pytest.mark.parametrize("make, args", [
-    (product, lambda: (doubles(3, 4), doubles(5, 4), doubles(5))),
-    (total, lambda: (doubles(3, 4), doubles(3, 4))),
-], ids=["product", "sum"])
+@pytest.mark.parametrize(
+    "make, args",
+    [
+        (product, lambda: (doubles(3, 4), doubles(5, 4), doubles(5))),
+        (total, lambda: (doubles(3, 4), doubles(3, 4))),
+    ],
+    ids=["product", "sum"],
+)
 @pytest.mark.parametrize("names", [(), ("cpu",)], ids=["reference", "cpu"])
 def test_compiled_gradients(make, args, names):
     some, args = make(*names), args()

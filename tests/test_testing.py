@@ -56,12 +56,28 @@ def test_a_good_kernel_passes_on_every_sample_of_layer_norm():
 
 
 WRONG = {
-    "one-pass variance": (1e4, torch.float32, lambda x, w, b, eps: (x - x.mean(-1, keepdim=True)) * torch.rsqrt(
-        (x.square().mean(-1, keepdim=True) - x.mean(-1, keepdim=True).square()).clamp_min(0) + eps) * w + b),
-    "half statistics": (100.0, torch.bfloat16, lambda x, w, b, eps: (x - x.mean(-1, keepdim=True)) * torch.rsqrt(
-        x.var(-1, keepdim=True, correction=0) + eps) * w + b),
-    "sample variance": (0.0, torch.float32, lambda x, w, b, eps: (x - x.mean(-1, keepdim=True)) * torch.rsqrt(
-        x.var(-1, keepdim=True) + eps) * w + b),
+    "one-pass variance": (
+        1e4,
+        torch.float32,
+        lambda x, w, b, eps: (
+            (x - x.mean(-1, keepdim=True))
+            * torch.rsqrt((x.square().mean(-1, keepdim=True) - x.mean(-1, keepdim=True).square()).clamp_min(0) + eps)
+            * w
+            + b
+        ),
+    ),
+    "half statistics": (
+        100.0,
+        torch.bfloat16,
+        lambda x, w, b, eps: (
+            (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, keepdim=True, correction=0) + eps) * w + b
+        ),
+    ),
+    "sample variance": (
+        0.0,
+        torch.float32,
+        lambda x, w, b, eps: (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, keepdim=True) + eps) * w + b,
+    ),
     "no eps": (0.0, torch.float32, lambda x, w, b, eps: two_pass(x, w, b, 1e-12)),
     "float32 by way of bfloat16": (0.0, torch.float32, lambda x, w, b, eps: two_pass(x.bfloat16(), w, b, eps).float()),
 }
@@ -97,18 +113,21 @@ def write_input(out, x):
     return out
 
 
-@pytest.mark.parametrize("run, message", [
-    (fill(torch.nan), "1 of 3168 values are not finite"),
-    (fill(torch.inf), "1 of 3168 values are not finite"),
-    (fill(9.0), "largest error"),
-    (lambda *args: torch.empty(33, 96), "3168 of 3168 values are not finite"),
-    (changed(lambda out, x: out[:-1]), "output 0 is float32.32, 96."),
-    (changed(lambda out, x: out.double()), "output 0 is float64"),
-    (changed(lambda out, x: out.t().contiguous().t()), "not contiguous"),
-    (changed(lambda out, x: x.copy_(out)), "the input x was written to"),
-    (changed(write_input), "the input x was written to"),
-    (changed(lambda out, x: (out, out)), "2 outputs; the reference has 1"),
-])
+@pytest.mark.parametrize(
+    "run, message",
+    [
+        (fill(torch.nan), "1 of 3168 values are not finite"),
+        (fill(torch.inf), "1 of 3168 values are not finite"),
+        (fill(9.0), "largest error"),
+        (lambda *args: torch.empty(33, 96), "3168 of 3168 values are not finite"),
+        (changed(lambda out, x: out[:-1]), "output 0 is float32.32, 96."),
+        (changed(lambda out, x: out.double()), "output 0 is float64"),
+        (changed(lambda out, x: out.t().contiguous().t()), "not contiguous"),
+        (changed(lambda out, x: x.copy_(out)), "the input x was written to"),
+        (changed(write_input), "the input x was written to"),
+        (changed(lambda out, x: (out, out)), "2 outputs; the reference has 1"),
+    ],
+)
 def test_what_else_fails(run, message):
     with pytest.raises(AssertionError, match=message):
         assert_parity(implemented(run), inputs(torch.float32), backend="cpu")
@@ -212,13 +231,16 @@ def test_near_ties_may_change_places(topk, dtype):
         assert_parity("similarity_topk", args, backend="cpu")
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda v, i: (v, i + 20), "outside of 0 to 10"),
-    (lambda v, i: (v, i[:, :1].expand_as(i).contiguous()), "twice"),
-    (lambda v, i: (v, (i + 1) % 11), "indices select scores"),
-    (lambda v, i: (v.roll(1, 0), i), "values are"),
-    (lambda v, i: (v, i.int()), "output 1 is int32"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda v, i: (v, i + 20), "outside of 0 to 10"),
+        (lambda v, i: (v, i[:, :1].expand_as(i).contiguous()), "twice"),
+        (lambda v, i: (v, (i + 1) % 11), "indices select scores"),
+        (lambda v, i: (v.roll(1, 0), i), "values are"),
+        (lambda v, i: (v, i.int()), "output 1 is int32"),
+    ],
+)
 def test_wrong_indices_fail(topk, change, message):
     topk(lambda *args: change(*in_float32(*args)))
     with pytest.raises(AssertionError, match=message):
@@ -284,7 +306,8 @@ def test_samples_hold_the_corners(op):
     assert any(not a.is_contiguous() for a in tensors)
     assert any(a.storage_offset() for a in tensors)
     assert any(1000 < a.abs().max() < 65504 for a in tensors if a.is_floating_point() and a.numel()) or op in (
-        "attention_weights",)
+        "attention_weights",
+    )
     if op != "contrastive_loss":
         assert any(a.numel() == 0 for a in tensors)
 

@@ -1,7 +1,7 @@
 """What the embedded models are trained on: a pool of rendered scenes and digits, and batches out of it.
 
-A batch holds every trained colour-shape pair `REPEATS` times, so that a caption's colour and shape alone tell its picture
-from nearly all others; two-object scenes and digits fill it up.
+A batch holds every trained colour-shape pair `REPEATS` times, so that colour and shape alone tell a picture from nearly
+all others; two-object scenes and digits fill it up.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ Content = scenes.Scene | int  # a scene, or a digit
 
 def image_processor() -> CLIPImageProcessor:
     """Squashes a picture to a square, so that nothing at its edges is cropped away."""
-    return CLIPImageProcessor(size={"height": SIDE, "width": SIDE}, do_center_crop=False,
-                              crop_size={"height": SIDE, "width": SIDE})
+    return CLIPImageProcessor(
+        size={"height": SIDE, "width": SIDE}, do_center_crop=False, crop_size={"height": SIDE, "width": SIDE}
+    )
 
 
 def describe(content: Content, languages: Sequence[str], rng: np.random.Generator) -> dict[str, str]:

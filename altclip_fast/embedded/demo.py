@@ -1,6 +1,6 @@
 """The demonstration: fresh scenes and held-out digits, classified in several languages, and a search by sentence.
 
-It prints what it finds, and draws it. In the picture labels are in plain Latin letters, since fonts for the others may lack.
+It prints what it finds, and draws it. The picture has plain Latin letters only: fonts for other scripts may lack.
 """
 
 from __future__ import annotations
@@ -96,9 +96,13 @@ def search(encoder: Encoder, query: str, seed: int) -> list[Hit]:
     rng = np.random.default_rng((seed, 2))
     gallery = different_scenes(GALLERY, rng)
     pictures = [scenes.render(scene, rng, side=128) for scene in gallery]
-    scores, places = ops.similarity_topk(encoder.encode_text(query), encoder.encode_image(pictures, batch_size=100), FOUND,
-                                         normalize=False)
-    return [Hit(pictures[i], captions.full(gallery[i], "en"), s) for s, i in zip(scores[0].tolist(), places[0].tolist(), strict=True)]
+    scores, places = ops.similarity_topk(
+        encoder.encode_text(query), encoder.encode_image(pictures, batch_size=100), FOUND, normalize=False
+    )
+    return [
+        Hit(pictures[i], captions.full(gallery[i], "en"), s)
+        for s, i in zip(scores[0].tolist(), places[0].tolist(), strict=True)
+    ]
 
 
 def as_text(found: list[Example], query: str, hits: list[Hit]) -> str:
@@ -109,7 +113,9 @@ def as_text(found: list[Example], query: str, hits: list[Hit]) -> str:
         for guess in example.guesses:
             latin = "" if guess.romanized == guess.label else f"  ({guess.romanized})"
             mark = "right" if guess.right else "wrong"
-            lines.append(f"     {captions.NAMES[guess.language].english:<10} {guess.score:6.1%}  {mark}  {guess.label}{latin}")
+            lines.append(
+                f"     {captions.NAMES[guess.language].english:<10} {guess.score:6.1%}  {mark}  {guess.label}{latin}"
+            )
     right = sum(guess.right for example in found for guess in example.guesses)
     lines += ["", f"{right} of {len(found) * len(LANGUAGES)} right", "", f"Search among {GALLERY} scenes: {query}"]
     lines += [f"     {hit.score:.3f}  {hit.caption}" for hit in hits]

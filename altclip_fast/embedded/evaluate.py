@@ -33,8 +33,14 @@ class Row(NamedTuple):
     search: float
 
 
-def evaluate(encoder: Encoder, languages: Sequence[str] = captions.LANGUAGES, *, seed: int = 1,
-             per_pair: int = 8, searched: int = 200) -> Table:
+def evaluate(
+    encoder: Encoder,
+    languages: Sequence[str] = captions.LANGUAGES,
+    *,
+    seed: int = 1,
+    per_pair: int = 8,
+    searched: int = 200,
+) -> Table:
     """Measure an encoder.
 
     Args:
@@ -61,13 +67,15 @@ def evaluate(encoder: Encoder, languages: Sequence[str] = captions.LANGUAGES, *,
         labels = encoder.classifier([captions.label(*pair, code) for pair in PAIRS], templates).embeddings
         names = encoder.classifier([captions.digit_label(n, code) for n in range(10)], templates).embeddings
         queries = encoder.encode_text([captions.full(scene, code) for scene in gallery])
-        rows.append(Row(
-            language=code,
-            seen_pairs=accuracy(seen[0], labels, seen[1]),
-            held_out_pairs=accuracy(unseen[0], labels, unseen[1]),
-            digits=accuracy(written, names, torch.from_numpy(numbers.astype(np.int64))),
-            search=accuracy(queries, shown, torch.arange(searched)),
-        ))
+        rows.append(
+            Row(
+                language=code,
+                seen_pairs=accuracy(seen[0], labels, seen[1]),
+                held_out_pairs=accuracy(unseen[0], labels, unseen[1]),
+                digits=accuracy(written, names, torch.from_numpy(numbers.astype(np.int64))),
+                search=accuracy(queries, shown, torch.arange(searched)),
+            )
+        )
     return Table(Row._fields, rows)
 
 

@@ -89,8 +89,12 @@ class Drawing:
 # Grounds on which a colour is hard to make out, besides the ground of its own name.
 _CLASHES = {"red": ("brown",), "orange": ("brown", "yellow"), "purple": ("brown",)}
 _GROUND_WEIGHTS = dict(zip(BACKGROUNDS, (0.35, 0.13, 0.12, 0.08, 0.08, 0.08, 0.08, 0.08), strict=True))
-_OPPOSITE = {"left of": ("left", "right"), "right of": ("right", "left"),
-             "above": ("top", "bottom"), "below": ("bottom", "top")}
+_OPPOSITE = {
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("top", "bottom"),
+    "below": ("bottom", "top"),
+}
 
 
 def sample_scene(rng: np.random.Generator, *, pairs: Sequence[Pair] = TRAINED, two_objects: float = 0.3) -> Scene:
@@ -258,10 +262,12 @@ def _square(rng: np.random.Generator) -> Points:
         return np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
     radius = rng.uniform(0.08, 0.3)
     corners = ((1, 1), (-1, 1), (-1, -1), (1, -1))
-    return np.concatenate([
-        _arc(i * np.pi / 2, (i + 1) * np.pi / 2, 8, radius) + (1 - radius) * np.array(corner)
-        for i, corner in enumerate(corners)
-    ])
+    return np.concatenate(
+        [
+            _arc(i * np.pi / 2, (i + 1) * np.pi / 2, 8, radius) + (1 - radius) * np.array(corner)
+            for i, corner in enumerate(corners)
+        ]
+    )
 
 
 def _triangle(rng: np.random.Generator) -> Points:
@@ -451,9 +457,7 @@ def _stroke(rng: np.random.Generator, shape: str, style: str, extent: float) -> 
     return 0.0
 
 
-def _coverage(
-    points: Points, size: int, stroke: float, aliased: bool
-) -> tuple[Image.Image, Image.Image | None]:
+def _coverage(points: Points, size: int, stroke: float, aliased: bool) -> tuple[Image.Image, Image.Image | None]:
     """How far the area within the points covers each pixel of a box, and how far the line along them does."""
     scale = 1 if aliased else 4 if size < 160 else 2
     corners = points * scale - 0.5
@@ -514,8 +518,12 @@ def _shading(rng: np.random.Generator, fill: RGB, size: int) -> Image.Image:
     warm = fill[0] > 200 and fill[1] > 100  # darker, orange would be brown
     light, dark = _lighter(fill, rng.uniform(0, 0.2)), _lighter(fill, -rng.uniform(0.03, 0.12 if warm else 0.28))
     middle = _rgb(np.add(light, dark) / 2)
-    corners = [(light, light, dark, dark), (light, middle, middle, dark), (middle, light, dark, middle),
-               (light, dark, light, dark)]
+    corners = [
+        (light, light, dark, dark),
+        (light, middle, middle, dark),
+        (middle, light, dark, middle),
+        (light, dark, light, dark),
+    ]
     return _ramp(_pick(rng, corners), size, size)
 
 

@@ -46,13 +46,33 @@ from ..processing.tokenizers import CLIPTokenizer, XLMRobertaTokenizer
 from . import captions, data, scenes
 
 WIDTH = 128  # of the joint embedding
-VISION = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 5, "num_attention_heads": 4,
-          "image_size": data.SIDE, "patch_size": 8, "hidden_act": "gelu"}
-ENGLISH = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-           "max_position_embeddings": 77, "hidden_act": "gelu"}
-MULTILINGUAL = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-                "max_position_embeddings": 130, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-                "project_dim": WIDTH}
+VISION = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "image_size": data.SIDE,
+    "patch_size": 8,
+    "hidden_act": "gelu",
+}
+ENGLISH = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
+MULTILINGUAL = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 130,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "project_dim": WIDTH,
+}
 PIECES = 3000
 MERGES = 700
 
@@ -75,11 +95,16 @@ def train(output: Path, *, seed: int, steps: tuple[int, int, int], pool_size: in
     clip = CLIPModel(clip_config(english))
     _once(work / "clip.pt", clip, lambda: contrastive(clip, english, pool, steps[0], seed))
     altclip = AltCLIPModel(altclip_config(multilingual))
-    for ours, teacher in ((altclip.vision_model, clip.vision_model), (altclip.visual_projection, clip.visual_projection)):
+    for ours, teacher in (
+        (altclip.vision_model, clip.vision_model),
+        (altclip.visual_projection, clip.visual_projection),
+    ):
         ours.load_state_dict(teacher.state_dict())
     with torch.no_grad():
         altclip.logit_scale.copy_(clip.logit_scale)
-    _once(work / "teacher.pt", altclip, lambda: teacher_learning(altclip, multilingual, clip, english, steps[1], seed + 1))
+    _once(
+        work / "teacher.pt", altclip, lambda: teacher_learning(altclip, multilingual, clip, english, steps[1], seed + 1)
+    )
     _once(work / "altclip.pt", altclip, lambda: frozen_contrastive(altclip, multilingual, pool, steps[2], seed + 2))
 
     save(clip, CLIPProcessor(data.image_processor(), english), output / "clip")
@@ -89,7 +114,9 @@ def train(output: Path, *, seed: int, steps: tuple[int, int, int], pool_size: in
 def contrastive(model: CLIPModel, tokenizer: Any, pool: data.Pool, steps: int, seed: int) -> None:
     """Stage 1: both towers, English."""
     rng = np.random.default_rng(seed)
-    for _ in _training(model.train(), model.parameters(), steps, 1e-3, lambda: _pairs_loss(model, tokenizer, pool, rng)):
+    for _ in _training(
+        model.train(), model.parameters(), steps, 1e-3, lambda: _pairs_loss(model, tokenizer, pool, rng)
+    ):
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
 
@@ -101,7 +128,9 @@ def _pairs_loss(model: CLIPModel, tokenizer: Any, pool: data.Pool, rng: np.rando
     return ops.contrastive_loss(image, _embed(model, tokenizer, texts), model.logit_scale)
 
 
-def teacher_learning(model: AltCLIPModel, tokenizer: Any, teacher: CLIPModel, english: Any, steps: int, seed: int) -> None:
+def teacher_learning(
+    model: AltCLIPModel, tokenizer: Any, teacher: CLIPModel, english: Any, steps: int, seed: int
+) -> None:
     """Stage 2: the multilingual text tower, to the teacher's embedding of the parallel English caption."""
     rng = np.random.default_rng(seed)
     teacher.eval()
@@ -134,7 +163,9 @@ def frozen_contrastive(model: AltCLIPModel, tokenizer: Any, pool: data.Pool, ste
         with torch.no_grad():
             image = _embed_images(model, data.augment(pool.pixels[chosen], rng))
         codes = rng.choice(data.LANGUAGES, len(chosen))
-        texts = [data.describe(pool.contents[i], (str(code),), rng)[str(code)] for i, code in zip(chosen, codes, strict=True)]
+        texts = [
+            data.describe(pool.contents[i], (str(code),), rng)[str(code)] for i, code in zip(chosen, codes, strict=True)
+        ]
         return ops.contrastive_loss(image, _embed(model, tokenizer, texts), model.logit_scale)
 
     text_side = nn.ModuleList([model.text_model, model.text_projection])
@@ -171,11 +202,15 @@ def _training(model: nn.Module, parameters: Any, steps: int, rate: float, loss: 
     """AdamW with warm-up and cosine decay; yields after each step."""
     parameters = list(parameters)
     decayed = [p for p in parameters if p.dim() > 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": 0.05},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
     warmup = max(1, min(300, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(1, s / steps)))))
+        optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(1, s / steps))))
+    )
     mean, bar = 0.0, tqdm(range(steps), unit="step", smoothing=0.02)
     for step in bar:
         value = loss()
@@ -216,13 +251,19 @@ def english_tokenizer(seed: int, work: Path) -> CLIPTokenizer:
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     trainer = trainers.BpeTrainer(vocab_size=MERGES, end_of_word_suffix="</w>", show_progress=False)
     trained.train_from_iterator(corpus(seed, 4000, ("en",)), trainer)
     merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(merge) for merge in merges),
-              "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *alphabet,
+        *(f"{letter}</w>" for letter in alphabet),
+        *("".join(merge) for merge in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
@@ -231,23 +272,41 @@ def multilingual_tokenizer(seed: int, work: Path) -> XLMRobertaTokenizer:
     """A sentencepiece unigram model over all languages."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus(seed, 4000, data.LANGUAGES)), model_writer=model, model_type="unigram",
-        vocab_size=PIECES, hard_vocab_limit=False, character_coverage=1.0, minloglevel=2,
-        normalization_rule_name="nmt_nfkc", num_threads=1)
+        sentence_iterator=iter(corpus(seed, 4000, data.LANGUAGES)),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=PIECES,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+        normalization_rule_name="nmt_nfkc",
+        num_threads=1,
+    )
     file = work / "sentencepiece.bpe.model"
     file.write_bytes(model.getvalue())
     return XLMRobertaTokenizer(vocab_file=str(file), model_max_length=128)
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
-    text = CLIPTextConfig(**ENGLISH, vocab_size=len(tokenizer), projection_dim=WIDTH, bos_token_id=tokenizer.bos_token_id,
-                          eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return CLIPConfig(text_config=text, vision_config=CLIPVisionConfig(**VISION, projection_dim=WIDTH), projection_dim=WIDTH)
+    text = CLIPTextConfig(
+        **ENGLISH,
+        vocab_size=len(tokenizer),
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPConfig(
+        text_config=text, vision_config=CLIPVisionConfig(**VISION, projection_dim=WIDTH), projection_dim=WIDTH
+    )
 
 
 def altclip_config(tokenizer: XLMRobertaTokenizer) -> AltCLIPConfig:
-    return AltCLIPConfig(text_config=AltCLIPTextConfig(**MULTILINGUAL, vocab_size=len(tokenizer)),
-                         vision_config=AltCLIPVisionConfig(**VISION, projection_dim=WIDTH), projection_dim=WIDTH)
+    return AltCLIPConfig(
+        text_config=AltCLIPTextConfig(**MULTILINGUAL, vocab_size=len(tokenizer)),
+        vision_config=AltCLIPVisionConfig(**VISION, projection_dim=WIDTH),
+        projection_dim=WIDTH,
+    )
 
 
 def save(model: DualEncoder, processor: Any, folder: Path) -> None:
@@ -259,11 +318,16 @@ def save(model: DualEncoder, processor: Any, folder: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m altclip_fast.embedded.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m altclip_fast.embedded.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=3, default=(5000, 4000, 2500), metavar=("CLIP", "TEACHER", "ALTCLIP"))
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=(5000, 4000, 2500), metavar=("CLIP", "TEACHER", "ALTCLIP")
+    )
     parser.add_argument("--pool", type=int, default=50_000, help="pictures to render")
     options = parser.parse_args()
     train(options.output, seed=options.seed, steps=tuple(options.steps), pool_size=options.pool)

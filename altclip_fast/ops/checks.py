@@ -48,8 +48,9 @@ def one_dtype(op: str, **arguments: Tensor) -> None:
     value = arguments[first]
     for name in others:
         if arguments[name].dtype != value.dtype and not torch.is_autocast_enabled(value.device.type):
-            raise TypeError(f"{op}: {name} is {describe(arguments[name])} and {first} is {describe(value)}; "
-                            "one dtype is needed")
+            raise TypeError(
+                f"{op}: {name} is {describe(arguments[name])} and {first} is {describe(value)}; one dtype is needed"
+            )
 
 
 def rows(op: str, name: str, value: Tensor) -> None:

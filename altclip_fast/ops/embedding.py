@@ -1,7 +1,7 @@
 """From pixels and token ids to the first rows of an encoder.
 
-    patch_embed(pixels) = [class_embedding, conv(pixels, weight, stride=patch)] + position_embedding
-    text_embed(ids) = layer_norm(word[ids] + token_type[types] + position[positions])
+patch_embed(pixels) = [class_embedding, conv(pixels, weight, stride=patch)] + position_embedding
+text_embed(ids) = layer_norm(word[ids] + token_type[types] + position[positions])
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from ..dispatch import op
 from . import checks
 
 
-def _check_patch(pixels: Tensor, weight: Tensor, class_embedding: Tensor, position_embedding: Tensor,
-                 mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+def _check_patch(
+    pixels: Tensor,
+    weight: Tensor,
+    class_embedding: Tensor,
+    position_embedding: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> None:
     weights = {"weight": weight, "class_embedding": class_embedding, "position_embedding": position_embedding}
     checks.tensors("patch_embed", **weights)
     checks.one_dtype("patch_embed", **weights)
@@ -46,8 +52,14 @@ def _check_patch(pixels: Tensor, weight: Tensor, class_embedding: Tensor, positi
 
 
 @op(check=_check_patch)
-def patch_embed(pixels: Tensor, weight: Tensor, class_embedding: Tensor, position_embedding: Tensor,
-                mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Tensor:
+def patch_embed(
+    pixels: Tensor,
+    weight: Tensor,
+    class_embedding: Tensor,
+    position_embedding: Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Tensor:
     """Patches, class token and positions of a vision transformer (Dosovitskiy et al., arXiv 2010.11929).
 
     Args:
@@ -90,8 +102,9 @@ def interpolate_positions(position_embedding: Tensor, height: int, width: int) -
     checks.shape("interpolate_positions", "position_embedding", position_embedding, None, None)
     side = int(max(position_embedding.shape[0] - 1, 0) ** 0.5)
     if side == 0 or side * side != position_embedding.shape[0] - 1:
-        raise ValueError(f"interpolate_positions: position_embedding has {position_embedding.shape[0]} rows; "
-                         "1 + a square is needed")
+        raise ValueError(
+            f"interpolate_positions: position_embedding has {position_embedding.shape[0]} rows; 1 + a square is needed"
+        )
     if min(height, width) < 1:
         raise ValueError(f"interpolate_positions: the new grid is {height}x{width}; at least one patch is needed")
     if (height, width) == (side, side):
@@ -102,14 +115,28 @@ def interpolate_positions(position_embedding: Tensor, height: int, width: int) -
     return torch.cat([first, grid.permute(0, 2, 3, 1).reshape(height * width, -1)])
 
 
-def _check_text(input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, word: Tensor, position: Tensor,
-                token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
-                padding_idx: int | None) -> None:
+def _check_text(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    padding_idx: int | None,
+) -> None:
     optional = checks.given(token_type=token_type, weight=weight, bias=bias)
     checks.tensors("text_embed", word=word, position=position, **optional)
     checks.one_dtype("text_embed", word=word, position=position, **optional)
-    checks.integers("text_embed", word.device, input_ids=input_ids, position_ids=position_ids,
-                    **checks.given(token_type_ids=token_type_ids))
+    checks.integers(
+        "text_embed",
+        word.device,
+        input_ids=input_ids,
+        position_ids=position_ids,
+        **checks.given(token_type_ids=token_type_ids),
+    )
     checks.shape("text_embed", "input_ids", input_ids, None)
     checks.shape("text_embed", "position_ids", position_ids, input_ids.shape[0])
     checks.shape("text_embed", "token_type_ids", token_type_ids, input_ids.shape[0])
@@ -122,17 +149,28 @@ def _check_text(input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor 
     if weight is not None and not eps > 0:
         raise ValueError(f"text_embed: eps is {eps}; a positive number is needed")
     if padding_idx is not None and not 0 <= padding_idx < min(word.shape[0], position.shape[0]):
-        raise ValueError(f"text_embed: padding_idx is {padding_idx}; word has {word.shape[0]} rows and position "
-                         f"{position.shape[0]}, so it is less, and not negative")
+        raise ValueError(
+            f"text_embed: padding_idx is {padding_idx}; word has {word.shape[0]} rows and position "
+            f"{position.shape[0]}, so it is less, and not negative"
+        )
     for pair in ((token_type_ids, token_type), (weight, bias)):
         if (pair[0] is None) != (pair[1] is None):
             raise ValueError("text_embed: token_type_ids and token_type, and weight and bias, come in pairs")
 
 
 @op(check=_check_text)
-def text_embed(input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, word: Tensor, position: Tensor,
-               token_type: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
-               padding_idx: int | None = None) -> Tensor:
+def text_embed(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    padding_idx: int | None = None,
+) -> Tensor:
     """The sum of word, token-type and position embeddings, normalised where a norm is given.
 
     Args:

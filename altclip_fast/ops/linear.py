@@ -1,7 +1,7 @@
 """The affine layer with its epilogue, and the two-layer MLP made of it.
 
-    linear(x) = activation(x @ weight^T + bias) + residual
-    mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
+linear(x) = activation(x @ weight^T + bias) + residual
+mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
     checks.shape("linear", "residual", residual, *x.shape[:-1], weight.shape[0])
 
 
-def _check_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
-               residual: Tensor | None) -> None:
+def _check_mlp(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None
+) -> None:
     _check_tensors("mlp", x=x, w1=w1, w2=w2, **checks.given(b1=b1, b2=b2, residual=residual))
     _check_activation("mlp", activation)
     _check_layer("mlp", x.shape[-1], w1, b1, "w1", "b1")
@@ -70,8 +71,9 @@ def _check_layer(name: str, k: int, weight: Tensor, bias: Tensor | None, w: str 
 
 
 @op(check=_check_linear)
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none",
-           residual: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
     """activation(x @ weight^T + bias) + residual.
 
     Args:
@@ -93,8 +95,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
 
 
 @op(check=_check_mlp)
-def mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
-        residual: Tensor | None = None) -> Tensor:
+def mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str,
+    residual: Tensor | None = None,
+) -> Tensor:
     """activation(x @ w1^T + b1) @ w2^T + b2 + residual.
 
     Args:

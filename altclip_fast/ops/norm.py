@@ -1,7 +1,7 @@
 """Layer normalisation, alone and after a residual sum.
 
-    layer_norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias        over the last dimension
-    add_layer_norm(x, residual) = (s, layer_norm(s)),  s = x + residual
+layer_norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias        over the last dimension
+add_layer_norm(x, residual) = (s, layer_norm(s)),  s = x + residual
 """
 
 from __future__ import annotations

@@ -144,9 +144,7 @@ def _rows_below(old: int, new: int, top: int, bottom: int) -> tuple[int, int]:
     return max(0, math.floor(top * scale) - margin), min(old, math.ceil(bottom * scale) + margin)
 
 
-def _resize_width(
-    image: Image.Image, width: int, rows: tuple[int, int], resample: Image.Resampling
-) -> Image.Image:
+def _resize_width(image: Image.Image, width: int, rows: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """The first pass, over `rows` alone; the other rows are zeros."""
     first, last = rows
     if (first, last) == (0, image.height):

@@ -41,8 +41,15 @@ SCORES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def assert_parity(op: Op | str, args: Sequence[Any], *, backend: str | None = None, dtype: torch.dtype | None = None,
-                  gradients: bool = False, seed: int = 0) -> None:
+def assert_parity(
+    op: Op | str,
+    args: Sequence[Any],
+    *,
+    backend: str | None = None,
+    dtype: torch.dtype | None = None,
+    gradients: bool = False,
+    seed: int = 0,
+) -> None:
     """Check an implementation of an op on these arguments.
 
     Outputs have the reference's shapes and dtypes, are contiguous and new, and the inputs stay as they were.
@@ -68,7 +75,7 @@ def assert_parity(op: Op | str, args: Sequence[Any], *, backend: str | None = No
     op = OPS[op] if isinstance(op, str) else op
     if backend is not None and backend not in op.backends:
         raise ValueError(f"{op.name} has no backend {backend!r}, only {', '.join(op.backends)}")
-    args = op.signature.bind(*args).args + tuple(p.default for p in op.signature.parameters.values())[len(args):]
+    args = op.signature.bind(*args).args + tuple(p.default for p in op.signature.parameters.values())[len(args) :]
     args = tuple(a.to(dtype) if dtype is not None and _floating(a) else a for a in args)
     with use_backend(backend) if backend else nullcontext():
         judge = _Judge(op, args, backend or op.choose(*args))
@@ -137,17 +144,23 @@ class _Judge:
         self.require(bool((ordered[:, 1:] != ordered[:, :-1]).all()), "an index comes twice in a row")
         one_score = FACTOR * _largest(baseline - scores) + FLOOR[self.dtype] * _largest(scores)
         lost = _largest(scores.gather(1, truth) - scores.gather(1, found))
-        self.require(lost <= 2 * one_score, f"the indices select scores that are {lost:.3g} off; {2 * one_score:.3g} "
-                                            "is what two scores can be wrong by")
+        self.require(
+            lost <= 2 * one_score,
+            f"the indices select scores that are {lost:.3g} off; {2 * one_score:.3g} "
+            "is what two scores can be wrong by",
+        )
         if values is not None:
             apart = _largest(values.double() - scores.gather(1, found))
-            self.require(apart <= one_score, f"values are {apart:.3g} off the scores of their indices; "
-                                             f"{one_score:.3g} is allowed")
+            self.require(
+                apart <= one_score,
+                f"values are {apart:.3g} off the scores of their indices; {one_score:.3g} is allowed",
+            )
             descending = (values[:, 1:] == values[:, :-1]) & (found[:, 1:] < found[:, :-1])
             self.require(not descending.any(), "of equal values the lower index does not come first")
 
-    def close(self, what: str, out: Tensor, truth: Tensor, baseline: Tensor, factor: float,
-              scale: _Errors | None = None) -> None:
+    def close(
+        self, what: str, out: Tensor, truth: Tensor, baseline: Tensor, factor: float, scale: _Errors | None = None
+    ) -> None:
         compared = truth.to(out.dtype).isfinite() & baseline.isfinite()
         missing = int((compared & ~out.isfinite()).sum())
         self.require(missing == 0, f"{what}: {missing} of {out.numel()} values are not finite, but the truth is")
@@ -156,9 +169,12 @@ class _Judge:
         scale = scale or _errors(truth)
         bounds = _Errors(*(factor * a + FLOOR[out.dtype] * s for a, s in zip(allowed, scale, strict=True)))
         fine = errors.largest <= bounds.largest and errors.rms <= bounds.rms
-        self.require(fine, f"{what}: largest error {errors.largest:.3g}, allowed {bounds.largest:.3g}; "
-                           f"RMS {errors.rms:.3g}, allowed {bounds.rms:.3g}; "
-                           f"the baseline's are {allowed.largest:.3g} and {allowed.rms:.3g}")
+        self.require(
+            fine,
+            f"{what}: largest error {errors.largest:.3g}, allowed {bounds.largest:.3g}; "
+            f"RMS {errors.rms:.3g}, allowed {bounds.rms:.3g}; "
+            f"the baseline's are {allowed.largest:.3g} and {allowed.rms:.3g}",
+        )
 
     def gradients(self, seed: int) -> None:
         truths = _gradients(self.op.reference, self.wide, self.dtype, seed)

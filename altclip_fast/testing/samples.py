@@ -97,8 +97,13 @@ def _add_layer_norm(make: _Make) -> Iterator[tuple[str, tuple]]:
 def _linear(make: _Make) -> Iterator[tuple[str, tuple]]:
     def on(x: Tensor, n: int, activation: str = "none", bias: bool = True, residual: bool = False) -> tuple:
         k = x.shape[-1]
-        return (x, make(n, k, scale=k**-0.5), make(n) if bias else None, activation,
-                make(*x.shape[:-1], n) if residual else None)
+        return (
+            x,
+            make(n, k, scale=k**-0.5),
+            make(n) if bias else None,
+            activation,
+            make(*x.shape[:-1], n) if residual else None,
+        )
 
     for m, k, n in ((1, 1, 1), (1, 1024, 48), (2, 64, 1), (7, 13, 11), (257, 64, 48), (67, 129, 131), (0, 8, 4)):
         yield f"{m}x{k}x{n}", on(make(m, k), n)
@@ -122,8 +127,15 @@ def _mlp(make: _Make) -> Iterator[tuple[str, tuple]]:
         k = x.shape[-1]
         b1 = make(inner) if biases in ("both", "first") else None
         b2 = make(n) if biases in ("both", "second") else None
-        return (x, make(inner, k, scale=k**-0.5), b1, make(n, inner, scale=inner**-0.5), b2, activation,
-                make(*x.shape[:-1], n) if residual else None)
+        return (
+            x,
+            make(inner, k, scale=k**-0.5),
+            b1,
+            make(n, inner, scale=inner**-0.5),
+            b2,
+            activation,
+            make(*x.shape[:-1], n) if residual else None,
+        )
 
     for m, k, inner, n in ((1, 1, 1, 1), (1, 64, 256, 64), (7, 13, 29, 11), (33, 64, 256, 64), (0, 8, 16, 8)):
         yield f"{m}x{k}x{inner}x{n}", on(make(m, k), inner, n, "quick_gelu")
@@ -142,13 +154,29 @@ def _attention(make: _Make) -> Iterator[tuple[str, tuple]]:
     def offsets(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
         return make.integers([0, *accumulate(lengths)], dtype)
 
-    def on(lengths: Sequence[int], k_lengths: Sequence[int] | None = None, heads: int = 2, dim: int = 12,
-           causal: bool = False, scale: float | None = None, dim_v: int | None = None) -> tuple:
+    def on(
+        lengths: Sequence[int],
+        k_lengths: Sequence[int] | None = None,
+        heads: int = 2,
+        dim: int = 12,
+        causal: bool = False,
+        scale: float | None = None,
+        dim_v: int | None = None,
+    ) -> tuple:
         cu = offsets(lengths)
         keys = lengths if k_lengths is None else k_lengths
         k = make(sum(keys), heads, dim)
-        return (make(sum(lengths), heads, dim), k, make(sum(keys), heads, dim_v or dim), cu,
-                cu if k_lengths is None else offsets(keys), max(lengths), max(keys), causal, scale)
+        return (
+            make(sum(lengths), heads, dim),
+            k,
+            make(sum(keys), heads, dim_v or dim),
+            cu,
+            cu if k_lengths is None else offsets(keys),
+            max(lengths),
+            max(keys),
+            causal,
+            scale,
+        )
 
     for dim in (64, 80, 12):
         yield f"257 tokens, heads of {dim}", on([257], dim=dim)
@@ -182,6 +210,7 @@ def _attention(make: _Make) -> Iterator[tuple[str, tuple]]:
 
 def _padded(make: _Make) -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
     """Name, q, k and mask of a padded batch."""
+
     def qk(batch: int, queries: int, keys: int, heads: int = 2, dim: int = 12) -> tuple[Tensor, Tensor]:
         return make(batch, queries, heads, dim), make(batch, keys, heads, dim)
 
@@ -204,8 +233,11 @@ def _padded(make: _Make) -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
     added = make(3, 1, 5, 7)
     yield "added mask", *qk(3, 5, 7), added
     yield "added mask, minus infinity", *qk(3, 5, 7), added.masked_fill(~may_look(3, 1, 5, 7), -torch.inf)
-    yield "added mask, the lowest number", *qk(4, 7, 7), make(4, 1, 1, 7, scale=0).masked_fill(
-        columns >= lengths, torch.finfo(make.dtype).min)
+    yield (
+        "added mask, the lowest number",
+        *qk(4, 7, 7),
+        make(4, 1, 1, 7, scale=0).masked_fill(columns >= lengths, torch.finfo(make.dtype).min),
+    )
     q, k = qk(3, 5, 7)
     yield "lengths outside", _swapped(q), _swapped(k), may_look(3, 1, 1, 7)
     q_outside, k_outside = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
@@ -234,8 +266,13 @@ def _patch_embed(make: _Make) -> Iterator[tuple[str, tuple]]:
         channels = pixels.shape[1]
         tokens = 1 + (pixels.shape[2] // patch) * (pixels.shape[3] // patch)
         scale = (channels * patch * patch) ** -0.5 if weight is None else weight
-        return (pixels, make(hidden, channels, patch, patch, scale=scale), make(hidden), make(tokens, hidden),
-                *normalize)
+        return (
+            pixels,
+            make(hidden, channels, patch, patch, scale=scale),
+            make(hidden),
+            make(tokens, hidden),
+            *normalize,
+        )
 
     mean_std = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
     yield "patches of 14", on(make(2, 3, 28, 42), 14)
@@ -257,12 +294,27 @@ def _patch_embed(make: _Make) -> Iterator[tuple[str, tuple]]:
 
 
 def _text_embed(make: _Make) -> Iterator[tuple[str, tuple]]:
-    def on(rows: int, hidden: int = 24, vocabulary: int = 50, types: int = 1, norm: bool = True,
-           padding_idx: int | None = 1, dtype: torch.dtype = torch.int64, scale: float = 1.0) -> tuple:
-        return (make.below(vocabulary, rows, dtype=dtype), make.below(20, rows, dtype=dtype),
-                make.below(types, rows, dtype=dtype) if types else None,
-                make(vocabulary, hidden, scale=scale), make(20, hidden), make(types, hidden) if types else None,
-                *((make(hidden, shift=1), make(hidden)) if norm else (None, None)), 1e-5, padding_idx)
+    def on(
+        rows: int,
+        hidden: int = 24,
+        vocabulary: int = 50,
+        types: int = 1,
+        norm: bool = True,
+        padding_idx: int | None = 1,
+        dtype: torch.dtype = torch.int64,
+        scale: float = 1.0,
+    ) -> tuple:
+        return (
+            make.below(vocabulary, rows, dtype=dtype),
+            make.below(20, rows, dtype=dtype),
+            make.below(types, rows, dtype=dtype) if types else None,
+            make(vocabulary, hidden, scale=scale),
+            make(20, hidden),
+            make(types, hidden) if types else None,
+            *((make(hidden, shift=1), make(hidden)) if norm else (None, None)),
+            1e-5,
+            padding_idx,
+        )
 
     for rows, hidden in ((257, 64), (13, 101), (1, 1024), (1, 1), (0, 8)):
         yield f"{rows} rows of {hidden}", on(rows, hidden)

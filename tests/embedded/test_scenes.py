@@ -46,8 +46,14 @@ def named(rgb):
         return "black"
     if saturation < 0.15:
         return "white" if value > 0.85 else None
-    for name, start, stop in (("red", -15, 15), ("orange", 15, 42), ("yellow", 42, 65), ("green", 85, 155),
-                              ("blue", 200, 250), ("purple", 255, 308)):
+    for name, start, stop in (
+        ("red", -15, 15),
+        ("orange", 15, 42),
+        ("yellow", 42, 65),
+        ("green", 85, 155),
+        ("blue", 200, 250),
+        ("purple", 255, 308),
+    ):
         if start <= hue < stop or start <= hue - 360 < stop:
             return name
     return None
@@ -94,8 +100,12 @@ def test_samples_cover_all_that_can_be_said():
 
 
 def test_samples_make_sense():
-    opposite = {"left of": ("left", "right"), "right of": ("right", "left"),
-                "above": ("top", "bottom"), "below": ("bottom", "top")}
+    opposite = {
+        "left of": ("left", "right"),
+        "right of": ("right", "left"),
+        "above": ("top", "bottom"),
+        "below": ("bottom", "top"),
+    }
     for scene in samples(2000, two_objects=0.5):
         assert scene.background not in {thing.color for thing in scene.things}
         assert (scene.relation is None) == (len(scene.things) == 1)

@@ -16,8 +16,11 @@ def plain_weights(q, k, allowed, scale=None, added=None):
     weights = torch.zeros(q.shape[1], q.shape[0], k.shape[0], dtype=q.dtype)
     for h in range(q.shape[1]):
         for i in range(q.shape[0]):
-            scores = {j: scale * sum((q[i, h] * k[j, h]).tolist()) + (0 if added is None else added[i, j].item())
-                      for j in range(k.shape[0]) if allowed(i, j)}
+            scores = {
+                j: scale * sum((q[i, h] * k[j, h]).tolist()) + (0 if added is None else added[i, j].item())
+                for j in range(k.shape[0])
+                if allowed(i, j)
+            }
             total = sum(math.exp(s - max(scores.values())) for s in scores.values())
             for j, s in scores.items():
                 weights[h, i, j] = math.exp(s - max(scores.values())) / total
@@ -40,12 +43,29 @@ def packed(q_lengths, k_lengths=None, heads=2, dim=5):
     """q, k, v and the rest of the arguments of `attention`, without causal and scale."""
     keys = q_lengths if k_lengths is None else k_lengths
     cu = offsets(q_lengths)
-    return (doubles(sum(q_lengths), heads, dim), doubles(sum(keys), heads, dim), doubles(sum(keys), heads, dim + 1), cu,
-            cu if k_lengths is None else offsets(keys), max(q_lengths), max(keys))
+    return (
+        doubles(sum(q_lengths), heads, dim),
+        doubles(sum(keys), heads, dim),
+        doubles(sum(keys), heads, dim + 1),
+        cu,
+        cu if k_lengths is None else offsets(keys),
+        max(q_lengths),
+        max(keys),
+    )
 
 
-LENGTHS = [([4], None), ([3, 3], None), ([3, 0, 5, 1], None), ([2, 1, 4], [5, 1, 7]), ([4, 3], [2, 5]),
-           ([3, 2, 1], [0, 4, 0]), ([2, 2], [4, 4]), ([2, 0], [0, 3]), ([0, 0], None), ([3], [0])]
+LENGTHS = [
+    ([4], None),
+    ([3, 3], None),
+    ([3, 0, 5, 1], None),
+    ([2, 1, 4], [5, 1, 7]),
+    ([4, 3], [2, 5]),
+    ([3, 2, 1], [0, 4, 0]),
+    ([2, 2], [4, 4]),
+    ([2, 0], [0, 3]),
+    ([0, 0], None),
+    ([3], [0]),
+]
 
 
 @pytest.mark.parametrize("q_lengths, k_lengths", LENGTHS)
@@ -121,12 +141,24 @@ def test_batching_and_order_change_nothing(lengths, causal, random):
     order = random.sample(range(len(lengths)), len(lengths))
     shuffled = [parts[i] for i in order]
     q_lengths, k_lengths = [p[0].shape[0] for p in shuffled], [p[1].shape[0] for p in shuffled]
-    found = ops.attention(*(torch.cat(t) for t in zip(*shuffled, strict=True)), offsets(q_lengths), offsets(k_lengths),
-                          max(q_lengths), max(k_lengths), causal).split(q_lengths)
+    found = ops.attention(
+        *(torch.cat(t) for t in zip(*shuffled, strict=True)),
+        offsets(q_lengths),
+        offsets(k_lengths),
+        max(q_lengths),
+        max(k_lengths),
+        causal,
+    ).split(q_lengths)
     for place, i in enumerate(order):
         torch.testing.assert_close(found[place], together[i])
-        alone = ops.attention(*parts[i], offsets(q_lengths[place : place + 1]), offsets(k_lengths[place : place + 1]),
-                              q_lengths[place], k_lengths[place], causal)
+        alone = ops.attention(
+            *parts[i],
+            offsets(q_lengths[place : place + 1]),
+            offsets(k_lengths[place : place + 1]),
+            q_lengths[place],
+            k_lengths[place],
+            causal,
+        )
         torch.testing.assert_close(alone, together[i])
 
 
@@ -144,8 +176,13 @@ def test_order_of_keys_changes_nothing(keys, seed):
 
 ALLOWED = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1)) > 0.4
 ALLOWED[1, 2] = False  # a query with nothing to look at
-MASKS = {"none": None, "keys": ALLOWED[:, None, :1], "full": ALLOWED[:, None], "one for all": ALLOWED[1][None, None],
-         "every head": ALLOWED[:, None].expand(2, 2, 3, 4)}
+MASKS = {
+    "none": None,
+    "keys": ALLOWED[:, None, :1],
+    "full": ALLOWED[:, None],
+    "one for all": ALLOWED[1][None, None],
+    "every head": ALLOWED[:, None].expand(2, 2, 3, 4),
+}
 
 
 def padded(dim=5):
@@ -220,16 +257,34 @@ def test_weights_sum_to_one(dtype):
 Q, K, CU = torch.ones(5, 2, 4), torch.ones(6, 2, 4), torch.tensor([0, 2, 5], dtype=torch.int32)
 
 
-@pytest.mark.parametrize("name, value, error", [
-    ("q", None, TypeError), ("q", Q.int(), TypeError), ("q", Q[0], ValueError), ("q", Q[None], ValueError),
-    ("k", None, TypeError), ("k", K[:, :1], ValueError), ("k", K[..., :3], ValueError), ("k", K.half(), TypeError),
-    ("k", K.to("meta"), ValueError), ("v", None, TypeError), ("v", K[:5], ValueError), ("v", K[:, :1], ValueError),
-    ("v", K.double(), TypeError),
-    ("cu_seqlens_q", None, TypeError), ("cu_seqlens_q", CU.float(), TypeError), ("cu_seqlens_q", [0, 2, 5], TypeError),
-    ("cu_seqlens_q", CU[None], ValueError), ("cu_seqlens_q", CU.to("meta"), ValueError),
-    ("cu_seqlens_k", CU[:2], ValueError), ("cu_seqlens_k", CU.short(), TypeError),
-    ("max_seqlen_q", 2, ValueError), ("max_seqlen_q", -1, ValueError), ("max_seqlen_k", 2, ValueError),
-])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("q", None, TypeError),
+        ("q", Q.int(), TypeError),
+        ("q", Q[0], ValueError),
+        ("q", Q[None], ValueError),
+        ("k", None, TypeError),
+        ("k", K[:, :1], ValueError),
+        ("k", K[..., :3], ValueError),
+        ("k", K.half(), TypeError),
+        ("k", K.to("meta"), ValueError),
+        ("v", None, TypeError),
+        ("v", K[:5], ValueError),
+        ("v", K[:, :1], ValueError),
+        ("v", K.double(), TypeError),
+        ("cu_seqlens_q", None, TypeError),
+        ("cu_seqlens_q", CU.float(), TypeError),
+        ("cu_seqlens_q", [0, 2, 5], TypeError),
+        ("cu_seqlens_q", CU[None], ValueError),
+        ("cu_seqlens_q", CU.to("meta"), ValueError),
+        ("cu_seqlens_k", CU[:2], ValueError),
+        ("cu_seqlens_k", CU.short(), TypeError),
+        ("max_seqlen_q", 2, ValueError),
+        ("max_seqlen_q", -1, ValueError),
+        ("max_seqlen_k", 2, ValueError),
+    ],
+)
 def test_attention_refuses(name, value, error):
     arguments = {"q": Q, "k": K, "v": K, "cu_seqlens_q": CU, "cu_seqlens_k": CU, "max_seqlen_q": 3, "max_seqlen_k": 3}
     with pytest.raises(error, match=rf"attention: .*\b{name}\b"):
@@ -243,11 +298,17 @@ def test_attention_refuses_no_offsets():
 
 PADDED = {"q": torch.ones(2, 3, 2, 4), "k": torch.ones(2, 5, 2, 4), "mask": None}
 WRONG_PADDED = [
-    ("q", None, TypeError), ("q", PADDED["q"][0], ValueError), ("q", PADDED["q"].long(), TypeError),
-    ("k", None, TypeError), ("k", PADDED["k"][:1], ValueError), ("k", PADDED["k"][..., :3], ValueError),
+    ("q", None, TypeError),
+    ("q", PADDED["q"][0], ValueError),
+    ("q", PADDED["q"].long(), TypeError),
+    ("k", None, TypeError),
+    ("k", PADDED["k"][:1], ValueError),
+    ("k", PADDED["k"][..., :3], ValueError),
     ("k", PADDED["k"].bfloat16(), TypeError),
-    ("mask", torch.ones(2, 5, dtype=torch.bool), ValueError), ("mask", torch.ones(2, 1, 3, 4), ValueError),
-    ("mask", torch.ones(3, 1, 1, 5), ValueError), ("mask", torch.ones(1, 1, 1, 5, dtype=torch.int64), TypeError),
+    ("mask", torch.ones(2, 5, dtype=torch.bool), ValueError),
+    ("mask", torch.ones(2, 1, 3, 4), ValueError),
+    ("mask", torch.ones(3, 1, 1, 5), ValueError),
+    ("mask", torch.ones(1, 1, 1, 5, dtype=torch.int64), TypeError),
     ("mask", "causal", TypeError),
 ]
 
@@ -258,8 +319,10 @@ def test_attention_weights_refuses(name, value, error):
         ops.attention_weights(**PADDED | {name: value})
 
 
-@pytest.mark.parametrize("name, value, error", [*WRONG_PADDED, ("v", None, TypeError), ("v", PADDED["q"], ValueError),
-                                                ("v", PADDED["k"].half(), TypeError)])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [*WRONG_PADDED, ("v", None, TypeError), ("v", PADDED["q"], ValueError), ("v", PADDED["k"].half(), TypeError)],
+)
 def test_masked_attention_refuses(name, value, error):
     with pytest.raises(error, match=rf"masked_attention: .*\b{name}\b"):
         ops.masked_attention(**PADDED | {"v": PADDED["k"]} | {name: value})

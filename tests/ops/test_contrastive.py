@@ -24,8 +24,10 @@ def plain_scores(a, b, scale, normalize):
     def length(row):
         return math.sqrt(sum(v * v for v in row)) or 1.0 if normalize else 1.0
 
-    rows = [[scale * sum(x * y for x, y in zip(p, q, strict=True)) / length(p) / length(q) for q in b.tolist()]
-            for p in a.tolist()]
+    rows = [
+        [scale * sum(x * y for x, y in zip(p, q, strict=True)) / length(p) / length(q) for q in b.tolist()]
+        for p in a.tolist()
+    ]
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -125,8 +127,10 @@ def test_permuted_rows_give_permuted_scores(n, m, seed):
 def test_loss_is_two_cross_entropies(n, normalize):
     image, text, logit_scale = doubles(n, 5), doubles(n, 5), torch.tensor(0.9, dtype=torch.float64)
     logits = plain_scores(text, image, math.exp(0.9), normalize)
-    by_hand = [sum(math.log(sum(math.exp(v) for v in row)) - row[i] for i, row in enumerate(rows)) / n
-               for rows in (logits.tolist(), logits.t().tolist())]
+    by_hand = [
+        sum(math.log(sum(math.exp(v) for v in row)) - row[i] for i, row in enumerate(rows)) / n
+        for rows in (logits.tolist(), logits.t().tolist())
+    ]
     found = ops.contrastive_loss(image, text, logit_scale, normalize)
     assert found.shape == ()
     torch.testing.assert_close(found.item(), sum(by_hand) / 2)
@@ -150,12 +154,17 @@ def test_zero_vectors_give_no_nan(dtype):
     x.requires_grad_()
     assert not ops.l2_normalize(x)[1].any()
     logit_scale = torch.tensor(1.0, dtype=dtype, requires_grad=True)
-    outputs = (ops.l2_normalize(x), ops.similarity(x, x), ops.similarity_softmax(x, x), ops.similarity_topk(x, x, 2)[0],
-               ops.contrastive_loss(x, x, logit_scale))
+    outputs = (
+        ops.l2_normalize(x),
+        ops.similarity(x, x),
+        ops.similarity_softmax(x, x),
+        ops.similarity_topk(x, x, 2)[0],
+        ops.contrastive_loss(x, x, logit_scale),
+    )
     for out in outputs:
         assert out.isfinite().all()
         if dtype is not torch.float16:  # it cannot hold 1 / EPS, the slope there
-            gradient, = torch.autograd.grad(out.double().sum(), x)
+            (gradient,) = torch.autograd.grad(out.double().sum(), x)
             assert gradient.isfinite().all()
 
 
@@ -171,14 +180,21 @@ def test_norms_are_wider_than_the_dtype(dtype):
 
 A, B = torch.ones(3, 4), torch.ones(5, 4)
 WRONG = [
-    ("a", None, TypeError), ("a", A.int(), TypeError), ("a", A[0], ValueError), ("b", None, TypeError),
-    ("b", [[1.0]], TypeError), ("b", B[:, :3], ValueError), ("b", B[None], ValueError), ("b", B.half(), TypeError),
+    ("a", None, TypeError),
+    ("a", A.int(), TypeError),
+    ("a", A[0], ValueError),
+    ("b", None, TypeError),
+    ("b", [[1.0]], TypeError),
+    ("b", B[:, :3], ValueError),
+    ("b", B[None], ValueError),
+    ("b", B.half(), TypeError),
     ("b", B.to("meta"), ValueError),
 ]
 
 
-@pytest.mark.parametrize("op", [ops.similarity, ops.similarity_softmax, ops.similarity_argmax, ops.similarity_topk],
-                         ids=lambda op: op.name)
+@pytest.mark.parametrize(
+    "op", [ops.similarity, ops.similarity_softmax, ops.similarity_argmax, ops.similarity_topk], ids=lambda op: op.name
+)
 @pytest.mark.parametrize("name, value, error", WRONG)
 def test_pairs_refuse(op, name, value, error):
     k = {"k": 1} if op is ops.similarity_topk else {}
@@ -203,13 +219,22 @@ def test_l2_normalize_refuses(x, error):
         ops.l2_normalize(x)
 
 
-@pytest.mark.parametrize("name, value, error", [
-    ("image", None, TypeError), ("image", A.long(), TypeError), ("image", A[0], ValueError),
-    ("image", A[:0], ValueError),
-    ("text", B, ValueError), ("text", A[:, :3], ValueError), ("text", A.double(), TypeError), ("text", None, TypeError),
-    ("logit_scale", 2.0, TypeError), ("logit_scale", torch.ones(2), ValueError),
-    ("logit_scale", torch.tensor(1), TypeError),
-])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("image", None, TypeError),
+        ("image", A.long(), TypeError),
+        ("image", A[0], ValueError),
+        ("image", A[:0], ValueError),
+        ("text", B, ValueError),
+        ("text", A[:, :3], ValueError),
+        ("text", A.double(), TypeError),
+        ("text", None, TypeError),
+        ("logit_scale", 2.0, TypeError),
+        ("logit_scale", torch.ones(2), ValueError),
+        ("logit_scale", torch.tensor(1), TypeError),
+    ],
+)
 def test_contrastive_loss_refuses(name, value, error):
     arguments = {"image": A, "text": A, "logit_scale": torch.tensor(1.0), name: value}
     if name == "image" and value is not None and value.shape[0] == 0:

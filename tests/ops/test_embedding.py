@@ -72,24 +72,42 @@ def test_pixels_take_the_dtype_of_the_weight():
     assert torch.equal(ops.patch_embed(pixels, *some), ops.patch_embed(pixels.bfloat16(), *some))
 
 
-PATCH = {"pixels": torch.ones(2, 3, 8, 8), "weight": torch.ones(5, 3, 4, 4), "class_embedding": torch.ones(5),
-         "position_embedding": torch.ones(5, 5), "mean": MEAN, "std": STD}
+PATCH = {
+    "pixels": torch.ones(2, 3, 8, 8),
+    "weight": torch.ones(5, 3, 4, 4),
+    "class_embedding": torch.ones(5),
+    "position_embedding": torch.ones(5, 5),
+    "mean": MEAN,
+    "std": STD,
+}
 
 
-@pytest.mark.parametrize("name, value, error", [
-    ("pixels", None, TypeError), ("pixels", PATCH["pixels"].int(), TypeError),
-    ("pixels", torch.ones(3, 8, 8), ValueError),
-    ("pixels", torch.ones(2, 1, 8, 8), ValueError), ("pixels", torch.ones(2, 3, 3, 8), ValueError),
-    ("pixels", torch.ones(2, 3, 8, 8, device="meta"), ValueError),
-    ("pixels", torch.ones(2, 3, 8, 8, dtype=torch.uint8, device="meta"), ValueError),
-    ("weight", None, TypeError), ("weight", torch.ones(5, 48), ValueError),
-    ("weight", torch.ones(5, 3, 0, 4), ValueError),
-    ("class_embedding", torch.ones(4), ValueError), ("class_embedding", torch.ones(1, 5), ValueError),
-    ("class_embedding", torch.ones(5).half(), TypeError), ("position_embedding", torch.ones(4, 5), ValueError),
-    ("position_embedding", torch.ones(5, 5).double(), TypeError), ("position_embedding", None, TypeError),
-    ("mean", None, ValueError), ("std", None, ValueError), ("mean", [0.5], ValueError), ("std", [0.5] * 4, ValueError),
-    ("std", [0.2, 0.0, 0.2], ValueError),
-])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("pixels", None, TypeError),
+        ("pixels", PATCH["pixels"].int(), TypeError),
+        ("pixels", torch.ones(3, 8, 8), ValueError),
+        ("pixels", torch.ones(2, 1, 8, 8), ValueError),
+        ("pixels", torch.ones(2, 3, 3, 8), ValueError),
+        ("pixels", torch.ones(2, 3, 8, 8, device="meta"), ValueError),
+        ("pixels", torch.ones(2, 3, 8, 8, dtype=torch.uint8, device="meta"), ValueError),
+        ("weight", None, TypeError),
+        ("weight", torch.ones(5, 48), ValueError),
+        ("weight", torch.ones(5, 3, 0, 4), ValueError),
+        ("class_embedding", torch.ones(4), ValueError),
+        ("class_embedding", torch.ones(1, 5), ValueError),
+        ("class_embedding", torch.ones(5).half(), TypeError),
+        ("position_embedding", torch.ones(4, 5), ValueError),
+        ("position_embedding", torch.ones(5, 5).double(), TypeError),
+        ("position_embedding", None, TypeError),
+        ("mean", None, ValueError),
+        ("std", None, ValueError),
+        ("mean", [0.5], ValueError),
+        ("std", [0.5] * 4, ValueError),
+        ("std", [0.2, 0.0, 0.2], ValueError),
+    ],
+)
 def test_patch_embed_refuses(name, value, error):
     with pytest.raises(error, match=rf"patch_embed: .*\b{name}\b"):
         ops.patch_embed(**PATCH | {name: value})
@@ -122,11 +140,17 @@ def test_interpolation_keeps_what_is_constant():
     torch.testing.assert_close(ops.interpolate_positions(positions, 5, 2), torch.full((11, 6), 0.25))
 
 
-@pytest.mark.parametrize("positions, height, width, message", [
-    (torch.ones(6, 4), 2, 2, "has 6 rows"), (torch.ones(1, 4), 2, 2, "has 1 rows"),
-    (torch.ones(0, 4), 2, 2, "has 0 rows"),
-    (torch.ones(5), 3, 3, r"float32\[5\]"), (torch.ones(5, 4), 0, 3, "0x3"), (torch.ones(5, 4), 3, -1, "3x-1"),
-])
+@pytest.mark.parametrize(
+    "positions, height, width, message",
+    [
+        (torch.ones(6, 4), 2, 2, "has 6 rows"),
+        (torch.ones(1, 4), 2, 2, "has 1 rows"),
+        (torch.ones(0, 4), 2, 2, "has 0 rows"),
+        (torch.ones(5), 3, 3, r"float32\[5\]"),
+        (torch.ones(5, 4), 0, 3, "0x3"),
+        (torch.ones(5, 4), 3, -1, "3x-1"),
+    ],
+)
 def test_interpolation_refuses(positions, height, width, message):
     with pytest.raises(ValueError, match=f"interpolate_positions: .*{message}"):
         ops.interpolate_positions(positions, height, width)
@@ -138,13 +162,23 @@ def test_interpolation_refuses(positions, height, width, message):
 
 
 def text(rows=6, hidden=5, types=2):
-    return {"input_ids": torch.randint(9, (rows,)), "position_ids": torch.randint(7, (rows,)),
-            "token_type_ids": torch.randint(types, (rows,)), "word": doubles(9, hidden), "position": doubles(7, hidden),
-            "token_type": doubles(types, hidden), "weight": doubles(hidden), "bias": doubles(hidden), "eps": 1e-5}
+    return {
+        "input_ids": torch.randint(9, (rows,)),
+        "position_ids": torch.randint(7, (rows,)),
+        "token_type_ids": torch.randint(types, (rows,)),
+        "word": doubles(9, hidden),
+        "position": doubles(7, hidden),
+        "token_type": doubles(types, hidden),
+        "weight": doubles(hidden),
+        "bias": doubles(hidden),
+        "eps": 1e-5,
+    }
 
 
-@pytest.mark.parametrize("missing", [(), ("token_type_ids", "token_type"), ("weight", "bias"),
-                                     ("token_type_ids", "token_type", "weight", "bias")])
+@pytest.mark.parametrize(
+    "missing",
+    [(), ("token_type_ids", "token_type"), ("weight", "bias"), ("token_type_ids", "token_type", "weight", "bias")],
+)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_text(missing, dtype):
     args = text() | dict.fromkeys(missing)
@@ -174,23 +208,51 @@ def test_padding_gets_no_gradient():
 
 
 IDS = torch.tensor([0, 1, 2])
-TEXT = {"input_ids": IDS, "position_ids": IDS, "token_type_ids": IDS * 0, "word": torch.ones(9, 4),
-        "position": torch.ones(7, 4), "token_type": torch.ones(1, 4), "weight": torch.ones(4), "bias": torch.ones(4),
-        "eps": 1e-5, "padding_idx": 1}
+TEXT = {
+    "input_ids": IDS,
+    "position_ids": IDS,
+    "token_type_ids": IDS * 0,
+    "word": torch.ones(9, 4),
+    "position": torch.ones(7, 4),
+    "token_type": torch.ones(1, 4),
+    "weight": torch.ones(4),
+    "bias": torch.ones(4),
+    "eps": 1e-5,
+    "padding_idx": 1,
+}
 
 
-@pytest.mark.parametrize("name, value, error", [
-    ("input_ids", None, TypeError), ("input_ids", IDS.float(), TypeError), ("input_ids", IDS[None], ValueError),
-    ("input_ids", [0, 1], TypeError), ("input_ids", IDS.to("meta"), ValueError),
-    ("position_ids", None, TypeError), ("position_ids", IDS[:2], ValueError), ("position_ids", IDS.bool(), TypeError),
-    ("token_type_ids", IDS[:1], ValueError), ("token_type_ids", None, ValueError), ("token_type", None, ValueError),
-    ("token_type", torch.ones(1, 3), ValueError), ("token_type", torch.ones(1, 4).half(), TypeError),
-    ("word", None, TypeError), ("word", torch.ones(9), ValueError), ("word", torch.ones(9, 4).long(), TypeError),
-    ("position", torch.ones(7, 3), ValueError), ("position", torch.ones(7, 4).double(), TypeError),
-    ("weight", torch.ones(3), ValueError), ("weight", None, ValueError), ("bias", torch.ones(1, 4), ValueError),
-    ("bias", None, ValueError), ("bias", torch.ones(4).bfloat16(), TypeError),
-    ("eps", 0.0, ValueError), ("padding_idx", 7, ValueError), ("padding_idx", -1, ValueError),
-])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("input_ids", None, TypeError),
+        ("input_ids", IDS.float(), TypeError),
+        ("input_ids", IDS[None], ValueError),
+        ("input_ids", [0, 1], TypeError),
+        ("input_ids", IDS.to("meta"), ValueError),
+        ("position_ids", None, TypeError),
+        ("position_ids", IDS[:2], ValueError),
+        ("position_ids", IDS.bool(), TypeError),
+        ("token_type_ids", IDS[:1], ValueError),
+        ("token_type_ids", None, ValueError),
+        ("token_type", None, ValueError),
+        ("token_type", torch.ones(1, 3), ValueError),
+        ("token_type", torch.ones(1, 4).half(), TypeError),
+        ("word", None, TypeError),
+        ("word", torch.ones(9), ValueError),
+        ("word", torch.ones(9, 4).long(), TypeError),
+        ("position", torch.ones(7, 3), ValueError),
+        ("position", torch.ones(7, 4).double(), TypeError),
+        ("weight", torch.ones(3), ValueError),
+        ("weight", None, ValueError),
+        ("bias", torch.ones(1, 4), ValueError),
+        ("bias", None, ValueError),
+        ("bias", torch.ones(4).bfloat16(), TypeError),
+        ("eps", 0.0, ValueError),
+        ("padding_idx", 7, ValueError),
+        ("padding_idx", -1, ValueError),
+    ],
+)
 def test_text_embed_refuses(name, value, error):
     with pytest.raises(error, match=rf"text_embed: .*\b{name}\b"):
         ops.text_embed(**TEXT | {name: value})

@@ -21,8 +21,10 @@ PLAIN = {
 
 def plain(x, weight, bias, activation, residual):
     """Sums of products in Python's own floats."""
-    rows = [[sum(a * w for a, w in zip(row, column, strict=True)) for column in weight.tolist()]
-            for row in x.reshape(-1, x.shape[-1]).tolist()]
+    rows = [
+        [sum(a * w for a, w in zip(row, column, strict=True)) for column in weight.tolist()]
+        for row in x.reshape(-1, x.shape[-1]).tolist()
+    ]
     y = torch.tensor(rows, dtype=torch.float64).reshape(*x.shape[:-1], weight.shape[0])
     y = y if bias is None else y + bias
     y = torch.tensor([PLAIN[activation](v) for v in y.flatten().tolist()], dtype=torch.float64).reshape(y.shape)
@@ -51,8 +53,15 @@ def test_linear(activation, with_bias, with_residual):
 @pytest.mark.parametrize("activation", PLAIN)
 @pytest.mark.parametrize("missing", [(), ("b1",), ("b2",), ("residual",), ("b1", "b2", "residual")])
 def test_mlp(activation, missing):
-    given = {"x": doubles(3, 5), "w1": doubles(7, 5), "b1": doubles(7), "w2": doubles(4, 7), "b2": doubles(4),
-             "activation": activation, "residual": doubles(3, 4)} | dict.fromkeys(missing)
+    given = {
+        "x": doubles(3, 5),
+        "w1": doubles(7, 5),
+        "b1": doubles(7),
+        "w2": doubles(4, 7),
+        "b2": doubles(4),
+        "activation": activation,
+        "residual": doubles(3, 4),
+    } | dict.fromkeys(missing)
     inner = plain(given["x"], given["w1"], given["b1"], activation, None)
     expected = plain(inner, given["w2"], given["b2"], "none", given["residual"])
     torch.testing.assert_close(ops.mlp(**given), expected)
@@ -77,32 +86,68 @@ def test_large_values_stay_finite(activation, dtype):
 X, W, ROW = torch.ones(3, 4), torch.ones(5, 4), torch.ones(5)
 
 
-@pytest.mark.parametrize("name, value, error", [
-    ("x", None, TypeError), ("x", [1.0], TypeError), ("x", X.long(), TypeError), ("x", torch.tensor(1.0), ValueError),
-    ("weight", None, TypeError), ("weight", W.t(), ValueError), ("weight", ROW, ValueError),
-    ("weight", torch.tensor(1.0), ValueError), ("weight", W.bfloat16(), TypeError),
-    ("weight", W.to("meta"), ValueError),
-    ("bias", ROW[:4], ValueError), ("bias", W, ValueError), ("bias", ROW.double(), TypeError), ("bias", 1.0, TypeError),
-    ("activation", "swish", ValueError), ("activation", "", ValueError),
-    ("residual", X, ValueError), ("residual", torch.ones(2, 5), ValueError),
-    ("residual", torch.ones(3, 5).half(), TypeError),
-])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("x", None, TypeError),
+        ("x", [1.0], TypeError),
+        ("x", X.long(), TypeError),
+        ("x", torch.tensor(1.0), ValueError),
+        ("weight", None, TypeError),
+        ("weight", W.t(), ValueError),
+        ("weight", ROW, ValueError),
+        ("weight", torch.tensor(1.0), ValueError),
+        ("weight", W.bfloat16(), TypeError),
+        ("weight", W.to("meta"), ValueError),
+        ("bias", ROW[:4], ValueError),
+        ("bias", W, ValueError),
+        ("bias", ROW.double(), TypeError),
+        ("bias", 1.0, TypeError),
+        ("activation", "swish", ValueError),
+        ("activation", "", ValueError),
+        ("residual", X, ValueError),
+        ("residual", torch.ones(2, 5), ValueError),
+        ("residual", torch.ones(3, 5).half(), TypeError),
+    ],
+)
 def test_linear_refuses(name, value, error):
     with pytest.raises(error, match=rf"linear: .*\b{name}\b"):
         ops.linear(**{"x": X, "weight": W, "bias": ROW, "residual": torch.ones(3, 5), name: value})
 
 
-@pytest.mark.parametrize("name, value, error", [
-    ("x", None, TypeError), ("x", X.int(), TypeError), ("x", torch.tensor(1.0), ValueError),
-    ("w1", None, TypeError), ("w1", W.t(), ValueError), ("w1", W.half(), TypeError),
-    ("w1", torch.tensor(1.0), ValueError),
-    ("b1", ROW[:4], ValueError), ("b1", ROW.half(), TypeError),
-    ("w2", None, TypeError), ("w2", W, ValueError), ("w2", torch.ones(2, 5).half(), TypeError),
-    ("b2", ROW, ValueError), ("b2", torch.ones(2).double(), TypeError),
-    ("activation", "tanh", ValueError),
-    ("residual", X, ValueError), ("residual", torch.ones(3, 2).to("meta"), ValueError),
-])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("x", None, TypeError),
+        ("x", X.int(), TypeError),
+        ("x", torch.tensor(1.0), ValueError),
+        ("w1", None, TypeError),
+        ("w1", W.t(), ValueError),
+        ("w1", W.half(), TypeError),
+        ("w1", torch.tensor(1.0), ValueError),
+        ("b1", ROW[:4], ValueError),
+        ("b1", ROW.half(), TypeError),
+        ("w2", None, TypeError),
+        ("w2", W, ValueError),
+        ("w2", torch.ones(2, 5).half(), TypeError),
+        ("b2", ROW, ValueError),
+        ("b2", torch.ones(2).double(), TypeError),
+        ("activation", "tanh", ValueError),
+        ("residual", X, ValueError),
+        ("residual", torch.ones(3, 2).to("meta"), ValueError),
+    ],
+)
 def test_mlp_refuses(name, value, error):
     with pytest.raises(error, match=rf"mlp: .*\b{name}\b"):
-        ops.mlp(**{"x": X, "w1": W, "b1": ROW, "w2": torch.ones(2, 5), "b2": torch.ones(2), "activation": "gelu",
-                   "residual": torch.ones(3, 2), name: value})
+        ops.mlp(
+            **{
+                "x": X,
+                "w1": W,
+                "b1": ROW,
+                "w2": torch.ones(2, 5),
+                "b2": torch.ones(2),
+                "activation": "gelu",
+                "residual": torch.ones(3, 2),
+                name: value,
+            }
+        )

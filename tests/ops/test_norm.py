@@ -75,11 +75,21 @@ def test_order_and_shift_change_nothing(rows, hidden, shift, seed):
 
 X, ROW = torch.ones(3, 4), torch.ones(4)
 WRONG = [
-    ("x", None, TypeError), ("x", "x", TypeError), ("x", X.long(), TypeError), ("x", torch.tensor(1.0), ValueError),
-    ("x", X.half(), TypeError), ("weight", X[0].to("meta"), ValueError),
-    ("weight", None, TypeError), ("weight", ROW[:3], ValueError), ("weight", X, ValueError),
-    ("weight", ROW.double(), TypeError), ("bias", ROW.half(), TypeError), ("bias", ROW[:1], ValueError),
-    ("eps", 0.0, ValueError), ("eps", -1e-5, ValueError), ("eps", math.nan, ValueError),
+    ("x", None, TypeError),
+    ("x", "x", TypeError),
+    ("x", X.long(), TypeError),
+    ("x", torch.tensor(1.0), ValueError),
+    ("x", X.half(), TypeError),
+    ("weight", X[0].to("meta"), ValueError),
+    ("weight", None, TypeError),
+    ("weight", ROW[:3], ValueError),
+    ("weight", X, ValueError),
+    ("weight", ROW.double(), TypeError),
+    ("bias", ROW.half(), TypeError),
+    ("bias", ROW[:1], ValueError),
+    ("eps", 0.0, ValueError),
+    ("eps", -1e-5, ValueError),
+    ("eps", math.nan, ValueError),
 ]
 
 
@@ -89,8 +99,10 @@ def test_layer_norm_refuses(name, value, error):
         ops.layer_norm(**{"x": X, "weight": ROW, "bias": ROW, "eps": 1e-5, name: value})
 
 
-@pytest.mark.parametrize("name, value, error", [*WRONG, ("residual", None, TypeError), ("residual", X[:2], ValueError),
-                                                ("residual", X.double(), TypeError)])
+@pytest.mark.parametrize(
+    "name, value, error",
+    [*WRONG, ("residual", None, TypeError), ("residual", X[:2], ValueError), ("residual", X.double(), TypeError)],
+)
 def test_add_layer_norm_refuses(name, value, error):
     with pytest.raises(error, match=rf"add_layer_norm: .*\b{name}\b"):
         ops.add_layer_norm(**{"x": X, "residual": X, "weight": ROW, "bias": ROW, "eps": 1e-5, name: value})
