@@ -38,13 +38,18 @@ from ..config import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
+from ..encoder import load
 from ..models.altclip import AltCLIPModel
 from ..models.clip import CLIPModel
 from ..models.joint import DualEncoder
 from ..processing.processors import AltCLIPProcessor, CLIPProcessor
 from ..processing.tokenizers import CLIPTokenizer, XLMRobertaTokenizer
 from . import captions, data, scenes
+from .card import card
+from .evaluate import evaluate
 
+_CLIP = "A small English CLIP: a vision transformer on 64 pixels in patches of 8, and a causal text transformer."
+_ALTCLIP = "A small multilingual AltCLIP: the image tower of its English CLIP, and an XLM-R text tower."
 WIDTH = 128  # of the joint embedding
 VISION = {
     "hidden_size": 128,
@@ -107,8 +112,10 @@ def train(output: Path, *, seed: int, steps: tuple[int, int, int], pool_size: in
     )
     _once(work / "altclip.pt", altclip, lambda: frozen_contrastive(altclip, multilingual, pool, steps[2], seed + 2))
 
-    save(clip, CLIPProcessor(data.image_processor(), english), output / "clip")
-    save(altclip, AltCLIPProcessor(data.image_processor(), multilingual), output / "altclip")
+    options = f" --seed {seed} --steps {steps[0]} {steps[1]} {steps[2]} --pool {pool_size}"
+    save(clip, CLIPProcessor(data.image_processor(), english), output / "clip", "CLIP", _CLIP, ("en",), options)
+    processor = AltCLIPProcessor(data.image_processor(), multilingual)
+    save(altclip, processor, output / "altclip", "AltCLIP", _ALTCLIP, data.LANGUAGES, options)
 
 
 def contrastive(model: CLIPModel, tokenizer: Any, pool: data.Pool, steps: int, seed: int) -> None:
@@ -309,11 +316,16 @@ def altclip_config(tokenizer: XLMRobertaTokenizer) -> AltCLIPConfig:
     )
 
 
-def save(model: DualEncoder, processor: Any, folder: Path) -> None:
-    """Write a checkpoint in float16, with its processor."""
+def save(
+    model: DualEncoder, processor: Any, folder: Path, title: str, what: str, languages: tuple[str, ...], options: str
+) -> None:
+    """Write a checkpoint in float16 with its processor, measure it as it was written, and write its card."""
     model.eval().half().save_pretrained(folder)
     processor.save_pretrained(folder)
-    model.float()
+    accuracies = evaluate(load(folder), languages)
+    names = ", ".join(captions.NAMES[code].english for code in languages)
+    (folder / "README.md").write_text(card(title, what, names, options, accuracies), encoding="utf-8")
+    print(accuracies)
 
 
 def main() -> None:
