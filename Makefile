@@ -24,6 +24,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 
 lint: venv
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
 
 types: venv
 	@$(BIN)/mypy --no-error-summary

@@ -321,12 +321,10 @@ def _fill(template: str, label: str) -> str:
     return filled
 
 
-def _weights_version(model: torch.nn.Module) -> int:
+def _weights_version(model: DualEncoder) -> int:
     """Changes when the text side's weights do (but for changes that bypass torch's version counter)."""
-    towers = (model.text_model, model.text_projection)
-    return hash(
-        tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for part in towers for p in part.parameters())
-    )  # type: ignore[union-attr]
+    weights = [*model.text_model.parameters(), *model.text_projection.parameters()]
+    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
 
 
 def _check_batching(batch_size: int) -> None:

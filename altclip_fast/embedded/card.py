@@ -13,9 +13,10 @@ It is made for trying the library, for tests and for benchmarks that need a mode
 
 ## Data
 
-Nothing was downloaded. Pictures: drawings of one or two coloured shapes (8 colours, 8 shapes, 2 sizes, 5 positions, 8
-grounds; flat, outlined, hollow or shaded; 40 to 400 pixels), and the handwritten digits that scikit-learn ships. Captions:
-templates in {languages}. 13 of the 64 pairs of colour and shape, and a third of the digits, were never shown.
+Nothing was downloaded. Pictures: drawings of one or two coloured shapes (8 colours, 8 shapes, 2 sizes, 5 positions,
+8 grounds; flat, outlined, hollow or shaded; 40 to 400 pixels), and the handwritten digits that scikit-learn ships.
+Captions: templates in {languages}.
+13 of the 64 pairs of colour and shape, and a third of the digits, were never shown.
 
 ## Recipe
 
@@ -32,8 +33,8 @@ everything comes first among 200 scenes.
 
 ## What it cannot do
 
-It knows its shapes, colours, digits and words, and nothing else: any other picture or label gets an arbitrary answer, with
-a confident score. Words that it has not seen become pieces or `<unk>`. It does not count, and it reads no text in pictures.
+It knows its shapes, colours, digits and words, and nothing else: any other picture or label gets an arbitrary answer,
+with a confident score. Words that it has not seen become pieces or `<unk>`. It does not count, and it reads no text.
 """
 
 

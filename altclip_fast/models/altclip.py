@@ -63,8 +63,9 @@ class AltCLIPModel(DualEncoder):
         Raises:
             ValueError, TypeError: an input is absent or does not fit the model.
         """
-        return self.text_features(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                                  token_type_ids=token_type_ids)
+        return self.text_features(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, token_type_ids=token_type_ids
+        )
 
     def forward(
         self,
@@ -95,9 +96,14 @@ class AltCLIPModel(DualEncoder):
             ValueError, TypeError: an input is absent or does not fit the model.
         """
         return self.combine(
-            {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
-             "token_type_ids": token_type_ids},
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "token_type_ids": token_type_ids,
+            },
             {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
             {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states},
-            return_loss, return_dict,
+            return_loss,
+            return_dict,
         )

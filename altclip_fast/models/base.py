@@ -1,4 +1,4 @@
-"""What every public model class can do: be built from a configuration, loaded, saved, inspected, prepared for training."""
+"""What every public model class can do: be built, loaded, saved, inspected, and prepared for training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Model(nn.Module):
 
     def __init__(self, config: Config) -> None:
         if not isinstance(config, self.config_class):
-            raise TypeError(f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}")
+            raise TypeError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}"
+            )
         super().__init__()
         self.config = config
         self._register_load_state_dict_pre_hook(checkpoint.rename_hook, with_module=True)
@@ -80,12 +82,19 @@ class Model(nn.Module):
         """
         if quantization is not None or quantization_config is not None:
             given = quantization if quantization is not None else quantization_config
-            raise ValueError(f"quantization {given!r} is not supported; pass None, or dtype=torch.bfloat16 for half the memory")
+            raise ValueError(
+                f"quantization {given!r} is not supported; pass None, or dtype=torch.bfloat16 for half the memory"
+            )
         if attn_implementation not in ATTENTION:
             raise ValueError(f"attn_implementation is {attn_implementation!r}; choose one of {ATTENTION[1:]} or None")
         wanted = parse_dtype("dtype", dtype if dtype is not None else torch_dtype)
         target = _device(device, device_map)
-        hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
+        hub: dict[str, Any] = {
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+        }
         if config is None:
             config = cls.config_class.from_pretrained(path_or_repo, **hub, **config_values)
         elif config_values:
@@ -93,12 +102,21 @@ class Model(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         own = cls.__name__ in (config.architectures or ())
-        fresh = checkpoint.load_into(model, path_or_repo, dtype=wanted, device=target,
-                                     new_names=frozenset() if own else cls.new_parameters, **hub)
+        fresh = checkpoint.load_into(
+            model,
+            path_or_repo,
+            dtype=wanted,
+            device=target,
+            new_names=frozenset() if own else cls.new_parameters,
+            **hub,
+        )
         if fresh:
             model.init_head(target, wanted)
-            warn_once(f"fresh-{cls.__name__}", f"{os.fspath(path_or_repo)} has no {', '.join(fresh)}: "
-                      f"the new head of {cls.__name__} is random, and has to be trained")
+            warn_once(
+                f"fresh-{cls.__name__}",
+                f"{os.fspath(path_or_repo)} has no {', '.join(fresh)}: "
+                f"the new head of {cls.__name__} is random, and has to be trained",
+            )
         return model.eval()
 
     def init_head(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -112,8 +130,9 @@ class Model(nn.Module):
 
     _from_config = from_config
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: str | int = "50GB",
-                        safe_serialization: bool = True) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, max_shard_size: str | int = "50GB", safe_serialization: bool = True
+    ) -> None:
         """Write `config.json` and the weights in the hub's layout, which transformers loads.
 
         Args:
@@ -124,8 +143,11 @@ class Model(nn.Module):
         Raises:
             OSError: the folder cannot be written; nothing half-done is left.
         """
-        values = {**self.config.to_dict(), "architectures": [type(self).__name__],
-                  "dtype": str(self.dtype).removeprefix("torch.")}
+        values = {
+            **self.config.to_dict(),
+            "architectures": [type(self).__name__],
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
         checkpoint.save(self, values, folder, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
 
     @property
@@ -184,7 +206,9 @@ def _device(device: torch.device | str | int | None, device_map: Any) -> torch.d
         raise ValueError(f"device is {device!r} and device_map is {device_map!r}; give one of them")
     if isinstance(device_map, dict):
         if set(device_map) != {""}:
-            raise ValueError(f"device_map is {device_map!r}; one device for the whole model is supported, as {{'': device}}")
+            raise ValueError(
+                f"device_map is {device_map!r}; one device for the whole model is supported, as {{'': device}}"
+            )
         device_map = device_map[""]
     if device_map == "auto":
         device_map = "cuda" if torch.cuda.is_available() else "cpu"

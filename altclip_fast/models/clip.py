@@ -1,4 +1,4 @@
-"""CLIP (Radford et al., arXiv 2103.00020): the joint model, its towers alone, with projections, and with a classifier."""
+"""CLIP (Radford et al., arXiv 2103.00020): the joint model; its towers alone, with projections, with a classifier."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class CLIPVisionModel(VisionTower):
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
         """Encode images: `VisionTower.forward`, with the arguments in CLIP's order."""
-        return super().forward(pixel_values, output_attentions, output_hidden_states, interpolate_pos_encoding,
-                               return_dict)
+        return super().forward(
+            pixel_values, output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict
+        )
 
 
 class CLIPTextModel(CLIPTextTower):
@@ -119,14 +120,18 @@ class CLIPModel(DualEncoder):
             {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids},
             {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
             {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states},
-            return_loss, return_dict,
+            return_loss,
+            return_dict,
         )
 
 
 def _sequence_fields(output: Any) -> dict[str, Any]:
     """The fields of a tower's output that a head passes on, unread."""
-    return {name: dict.__getitem__(output, name) for name in ("last_hidden_state", "hidden_states", "attentions")
-            if name in output}
+    return {
+        name: dict.__getitem__(output, name)
+        for name in ("last_hidden_state", "hidden_states", "attentions")
+        if name in output
+    }
 
 
 class CLIPTextModelWithProjection(Model):
@@ -211,7 +216,9 @@ class CLIPVisionModelWithProjection(Model):
             ValueError, TypeError: pixel_values is absent or does not fit the model.
         """
         found = self.vision_model(pixel_values, interpolate_pos_encoding, output_attentions, output_hidden_states, True)
-        output = CLIPVisionModelOutput(image_embeds=self.visual_projection(found.pooler_output), **_sequence_fields(found))
+        output = CLIPVisionModelOutput(
+            image_embeds=self.visual_projection(found.pooler_output), **_sequence_fields(found)
+        )
         return output if self.return_dict(return_dict) else output.to_tuple()
 
 
@@ -279,14 +286,20 @@ class CLIPForImageClassification(Model):
         labels = labels.to(logits.device)
         if config.problem_type is None:
             whole = not labels.is_floating_point() and labels.dtype is not torch.bool
-            config.problem_type = ("regression" if classes == 1 else
-                                   "single_label_classification" if whole else "multi_label_classification")
+            config.problem_type = (
+                "regression"
+                if classes == 1
+                else "single_label_classification"
+                if whole
+                else "multi_label_classification"
+            )
         if config.problem_type == "single_label_classification":
             self._check_classes(labels, len(logits))
             return F.cross_entropy(logits, labels.reshape(-1).long())
         if logits.numel() != labels.numel():
-            raise ValueError(f"labels has shape {list(labels.shape)}; {list(logits.shape)} is needed for "
-                             f"{config.problem_type}")
+            raise ValueError(
+                f"labels has shape {list(labels.shape)}; {list(logits.shape)} is needed for {config.problem_type}"
+            )
         labels = labels.reshape(logits.shape).to(torch.promote_types(labels.dtype, logits.dtype))
         if config.problem_type == "regression":
             return F.mse_loss(logits, labels)
@@ -302,4 +315,6 @@ class CLIPForImageClassification(Model):
         if host_can_read(labels):
             wrong = labels[((labels < 0) | (labels >= classes)) & (labels != -100)].tolist()
             if wrong:
-                raise ValueError(f"labels contains {wrong[0]}; classes are 0 to {classes - 1}, or -100 to leave one out")
+                raise ValueError(
+                    f"labels contains {wrong[0]}; classes are 0 to {classes - 1}, or -100 to leave one out"
+                )

@@ -1,6 +1,6 @@
 """CLIP's text tower: a causal transformer, pooled at the end-of-text token.
 
-    token + position -> causal pre-norm layers -> norm; pooled at the end-of-text token
+token + position -> causal pre-norm layers -> norm; pooled at the end-of-text token
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ class CLIPTextTower(TextTower):
         self.token_embedding = embedding(config.vocab_size, hidden)
         self.position_embedding = embedding(config.max_position_embeddings, hidden)
         self.layers = nn.ModuleList(
-            PreNormLayer(hidden, config.num_attention_heads, config.intermediate_size, config.hidden_act, eps,
-                         config.attention_dropout or 0.0)
+            PreNormLayer(
+                hidden,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_act,
+                eps,
+                config.attention_dropout or 0.0,
+            )
             for _ in range(config.num_hidden_layers)
         )
         self.final_norm = LayerNorm(hidden, eps)
@@ -49,8 +55,9 @@ class CLIPTextTower(TextTower):
         """Replace the token embedding."""
         self.token_embedding = value
 
-    def pooled(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-               position_ids: Tensor | None = None) -> Tensor:
+    def pooled(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         """The pooled output alone, [B, hidden]: the cheapest way to an embedding."""
         x, rows = self._embed(input_ids, attention_mask, position_ids, self.attention_dropout > 0, pooled_only=True)
         x, _ = self.run_layers(x, rows, Record(False, False, len(self.layers)), pooled_only=True)
@@ -85,13 +92,17 @@ class CLIPTextTower(TextTower):
             ValueError, TypeError: ids out of range, shapes that do not fit, a text with nothing but padding.
         """
         config = self.config
-        record = Record(config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-                        config.output_attentions if output_attentions is None else output_attentions, len(self.layers))
+        record = Record(
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            config.output_attentions if output_attentions is None else output_attentions,
+            len(self.layers),
+        )
         dense = record.weights is not None or self.attention_dropout > 0
         x, rows = self._embed(input_ids, attention_mask, position_ids, dense, pooled_only=False)
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=padded(self._normalised(sequence), rows), pooler_output=self.final_norm(pooled),
+            last_hidden_state=padded(self._normalised(sequence), rows),
+            pooler_output=self.final_norm(pooled),
             **record.fields(rows),
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
@@ -101,8 +112,14 @@ class CLIPTextTower(TextTower):
             return Lazy(lambda: self.final_norm(sequence()))
         return self.final_norm(sequence)
 
-    def _embed(self, input_ids: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None,
-               dense: bool, pooled_only: bool) -> tuple[Tensor, Rows]:
+    def _embed(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        dense: bool,
+        pooled_only: bool,
+    ) -> tuple[Tensor, Rows]:
         config = self.config
         if input_ids is None:
             raise ValueError("You have to specify input_ids")
@@ -111,8 +128,10 @@ class CLIPTextTower(TextTower):
         self.check_ids("input_ids", input_ids)
         batch, length = input_ids.shape
         if length > config.max_position_embeddings:
-            raise ValueError(f"Sequence length must be less than max_position_embeddings (got `sequence length`: {length} "
-                             f"and max_position_embeddings: {config.max_position_embeddings}); pass truncation=True")
+            raise ValueError(
+                f"Sequence length must be less than max_position_embeddings (got `sequence length`: {length} "
+                f"and max_position_embeddings: {config.max_position_embeddings}); pass truncation=True"
+            )
         visible, mask = self.split_mask(attention_mask, batch, length)
         facts = Facts()
         facts.span("input_ids", input_ids)
@@ -121,13 +140,22 @@ class CLIPTextTower(TextTower):
         else:
             self.check_ids("position_ids", position_ids, batch, length)
             facts.span("position_ids", position_ids)
-        rows, read = self.plan(batch, length, visible, mask, self._end_of_text(input_ids), facts, dense=dense,
-                               pooled_only=pooled_only)
+        rows, read = self.plan(
+            batch, length, visible, mask, self._end_of_text(input_ids), facts, dense=dense, pooled_only=pooled_only
+        )
         self.check_span("input_ids", read, len(self.token_embedding.weight), "the vocabulary")
         self.check_span("position_ids", read, config.max_position_embeddings, "max_position_embeddings")
-        x = ops.text_embed(rows.pack(input_ids), rows.pack(position_ids.expand(batch, length)), None,
-                           self.token_embedding.weight, self.position_embedding.weight, None, None, None,
-                           self.final_norm.eps)
+        x = ops.text_embed(
+            rows.pack(input_ids),
+            rows.pack(position_ids.expand(batch, length)),
+            None,
+            self.token_embedding.weight,
+            self.position_embedding.weight,
+            None,
+            None,
+            None,
+            self.final_norm.eps,
+        )
         return x, rows
 
     def _end_of_text(self, input_ids: Tensor) -> Tensor:

@@ -72,8 +72,14 @@ class DualEncoder(Model):
         """
         return self.image_features(pixel_values, interpolate_pos_encoding)  # type: ignore[arg-type]
 
-    def combine(self, text: dict[str, Any], image: dict[str, Any], flags: dict[str, Any], return_loss: bool | None,
-                return_dict: bool | None) -> Any:
+    def combine(
+        self,
+        text: dict[str, Any],
+        image: dict[str, Any],
+        flags: dict[str, Any],
+        return_loss: bool | None,
+        return_dict: bool | None,
+    ) -> Any:
         """Run both towers and put their embeddings side by side."""
         flags = {name: self._default(name) if value is None else value for name, value in flags.items()}
         vision_output = self.vision_model(**image, **flags, return_dict=True)
@@ -86,8 +92,10 @@ class DualEncoder(Model):
         loss = None
         if return_loss:
             if len(image_embeds) != len(text_embeds):
-                raise ValueError(f"return_loss needs as many texts as images, in pairs; "
-                                 f"got {len(text_embeds)} texts and {len(image_embeds)} images")
+                raise ValueError(
+                    f"return_loss needs as many texts as images, in pairs; "
+                    f"got {len(text_embeds)} texts and {len(image_embeds)} images"
+                )
             loss = ops.contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False)
         scale = self.logit_scale.exp()
         logits = later(lambda: ops.similarity(text_embeds, image_embeds, normalize=False) * scale)

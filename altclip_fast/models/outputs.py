@@ -52,7 +52,9 @@ class ModelOutput(dict):
     def __init__(self, *pairs: Any, **values: Any) -> None:
         values = {**dict(*pairs), **values}
         if unknown := values.keys() - set(self.fields):
-            raise TypeError(f"{type(self).__name__} has no field {sorted(unknown)[0]!r}; it has {', '.join(self.fields)}")
+            raise TypeError(
+                f"{type(self).__name__} has no field {sorted(unknown)[0]!r}; it has {', '.join(self.fields)}"
+            )
         super().__init__((name, values[name]) for name in self.fields if values.get(name) is not None)
 
     def __init_subclass__(cls) -> None:
@@ -81,14 +83,14 @@ class ModelOutput(dict):
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).fields:
-            return self[name] if name in self else None
+            return self.get(name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self.keys() else default
 
     def _refuse(self, *args: Any, **values: Any) -> Any:
         raise TypeError(f"a {type(self).__name__} keeps its fields: set one, or change dict(output)")
@@ -154,8 +156,15 @@ class CLIPOutput(ModelOutput):
     [B, projection_dim], of length 1; text_model_output, vision_model_output: of the towers.
     """
 
-    fields = ("loss", "logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "text_model_output",
-              "vision_model_output")
+    fields = (
+        "loss",
+        "logits_per_image",
+        "logits_per_text",
+        "text_embeds",
+        "image_embeds",
+        "text_model_output",
+        "vision_model_output",
+    )
 
 
 class AltCLIPOutput(ModelOutput):

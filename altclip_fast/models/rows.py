@@ -67,8 +67,9 @@ def whole_rows(batch: int, length: int, device: torch.device, dense: bool = Fals
     return Rows(batch, length, pooled, cu_seqlens, length)
 
 
-def dense_rows(visible: Tensor | None, pooled: Tensor, batch: int, length: int, causal: bool,
-               mask: Tensor | None = None) -> Rows:
+def dense_rows(
+    visible: Tensor | None, pooled: Tensor, batch: int, length: int, causal: bool, mask: Tensor | None = None
+) -> Rows:
     """Every place of the padded batch is a row.
 
     Args:
@@ -105,5 +106,13 @@ def packed_rows(visible: Tensor, pooled: Tensor, lengths: list[int], causal: boo
     before = torch.arange(length, device=visible.device) < pooled[:, None]
     rows = cu_seqlens[:-1] + (visible & before).sum(1)
     index = None if total == batch * length else torch.nonzero_static(visible.flatten(), size=total).squeeze(1)
-    return Rows(batch, length, rows, cu_seqlens.to(torch.int32), max(lengths, default=0), index, causal=causal,
-                pooled_last=pooled_last)
+    return Rows(
+        batch,
+        length,
+        rows,
+        cu_seqlens.to(torch.int32),
+        max(lengths, default=0),
+        index,
+        causal=causal,
+        pooled_last=pooled_last,
+    )

@@ -55,8 +55,18 @@ class TextTower(Tower):
         """Tokens that a text may have, the special ones included."""
         return self.config.max_position_embeddings
 
-    def plan(self, batch: int, length: int, visible: Tensor | None, mask: Tensor | None, pooled: Tensor, facts: Facts,
-             *, dense: bool, pooled_only: bool) -> tuple[Rows, dict[str, list[int]]]:
+    def plan(
+        self,
+        batch: int,
+        length: int,
+        visible: Tensor | None,
+        mask: Tensor | None,
+        pooled: Tensor,
+        facts: Facts,
+        *,
+        dense: bool,
+        pooled_only: bool,
+    ) -> tuple[Rows, dict[str, list[int]]]:
         """Choose the rows to compute, and read the facts back.
 
         Args:
@@ -102,7 +112,9 @@ class TextTower(Tower):
                 raise ValueError(f"attention_mask has shape {list(shape)}; [{batch}, 1, {length}, {length}] is needed")
             return None, attention_mask
         if tuple(attention_mask.shape) != (batch, length):
-            raise ValueError(f"attention_mask has shape {list(attention_mask.shape)}; the texts are [{batch}, {length}]")
+            raise ValueError(
+                f"attention_mask has shape {list(attention_mask.shape)}; the texts are [{batch}, {length}]"
+            )
         return attention_mask != 0, None
 
     def check_tensor(self, name: str, value: Tensor) -> None:

@@ -114,8 +114,11 @@ def _guarded(layer: nn.Module, after: list[nn.Module], x: Tensor, rows: Rows) ->
     """The layer's full output, later; refused when its weights, or those of what comes after, have changed by then."""
 
     def stamp() -> list[tuple[int, int, int]]:
-        return [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version)
-                for module in (layer, *after) for p in module.parameters()]
+        return [
+            (id(p), p.data_ptr(), 0 if p.is_inference() else p._version)
+            for module in (layer, *after)
+            for p in module.parameters()
+        ]
 
     before = stamp()
 

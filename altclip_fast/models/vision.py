@@ -1,6 +1,6 @@
 """The vision transformer of CLIP and AltCLIP.
 
-    pixels -> patches + class token + positions -> norm -> pre-norm layers -> norm of the class token
+pixels -> patches + class token + positions -> norm -> pre-norm layers -> norm of the class token
 """
 
 from __future__ import annotations
@@ -40,8 +40,14 @@ class VisionTower(Tower):
         self.position_embedding = embedding(positions, hidden)
         self.pre_norm = LayerNorm(hidden, eps)
         self.layers = nn.ModuleList(
-            PreNormLayer(hidden, config.num_attention_heads, config.intermediate_size, config.hidden_act, eps,
-                         config.attention_dropout or 0.0)
+            PreNormLayer(
+                hidden,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_act,
+                eps,
+                config.attention_dropout or 0.0,
+            )
             for _ in range(config.num_hidden_layers)
         )
         self.post_norm = LayerNorm(hidden, eps)
@@ -85,8 +91,11 @@ class VisionTower(Tower):
             ValueError, TypeError: pixel_values is absent or does not fit the model.
         """
         config = self.config
-        record = Record(config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-                        config.output_attentions if output_attentions is None else output_attentions, len(self.layers))
+        record = Record(
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            config.output_attentions if output_attentions is None else output_attentions,
+            len(self.layers),
+        )
         dense = record.weights is not None or self.attention_dropout > 0
         x, rows = self._embed(pixel_values, interpolate_pos_encoding, dense)
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
@@ -103,7 +112,9 @@ class VisionTower(Tower):
             pixel_values = pixel_values.to(weight.dtype)
         if interpolate:
             patch = self.config.patch_size
-            positions = ops.interpolate_positions(positions, pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
+            positions = ops.interpolate_positions(
+                positions, pixel_values.shape[2] // patch, pixel_values.shape[3] // patch
+            )
         x = ops.patch_embed(pixel_values, weight, self.class_embedding, positions)
         rows = whole_rows(x.shape[0], x.shape[1], x.device, dense)
         return self.pre_norm(x).flatten(0, 1), rows
@@ -113,17 +124,22 @@ class VisionTower(Tower):
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
         if not isinstance(pixel_values, Tensor):
-            raise TypeError(f"pixel_values must be a Tensor, not {type(pixel_values).__name__}; pass return_tensors='pt'")
+            raise TypeError(
+                f"pixel_values must be a Tensor, not {type(pixel_values).__name__}; pass return_tensors='pt'"
+            )
         if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
-            raise ValueError(f"pixel_values has shape {list(pixel_values.shape)}; [batch, {config.num_channels}, "
-                             f"{config.image_size}, {config.image_size}] is needed")
+            raise ValueError(
+                f"pixel_values has shape {list(pixel_values.shape)}; [batch, {config.num_channels}, "
+                f"{config.image_size}, {config.image_size}] is needed"
+            )
         height, width = pixel_values.shape[2:]
         if interpolate:
             if min(height, width) < config.patch_size:
                 raise ValueError(f"Input image size ({height}*{width}) is smaller than a patch of {config.patch_size}")
         elif (height, width) != (config.image_size, config.image_size):
-            raise ValueError(f"Input image size ({height}*{width}) doesn't match model "
-                             f"({config.image_size}*{config.image_size}).")
+            raise ValueError(
+                f"Input image size ({height}*{width}) doesn't match model ({config.image_size}*{config.image_size})."
+            )
         if pixel_values.device != self.device:
             raise ValueError(f"pixel_values is on {pixel_values.device}, the model on {self.device}; move one of them")
 

@@ -1,6 +1,6 @@
 """AltCLIP's text tower: XLM-R (Conneau et al., arXiv 1911.02116), then a norm and a projection to the teacher's width.
 
-    word + token type + position -> norm -> post-norm layers -> norm -> projection; pooled at the first token
+word + token type + position -> norm -> post-norm layers -> norm -> projection; pooled at the first token
 """
 
 from __future__ import annotations
@@ -33,9 +33,16 @@ class XLMRobertaTower(TextTower):
         self.token_type_embedding = embedding(config.type_vocab_size, hidden)
         self.embedding_norm = LayerNorm(hidden, eps)
         self.layers = nn.ModuleList(
-            PostNormLayer(hidden, config.num_attention_heads, config.intermediate_size, config.hidden_act, eps,
-                          config.attention_probs_dropout_prob, config.hidden_dropout_prob,
-                          config.chunk_size_feed_forward)
+            PostNormLayer(
+                hidden,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_act,
+                eps,
+                config.attention_probs_dropout_prob,
+                config.hidden_dropout_prob,
+                config.chunk_size_feed_forward,
+            )
             for _ in range(config.num_hidden_layers)
         )
         self.final_norm = LayerNorm(hidden, eps)
@@ -73,12 +80,24 @@ class XLMRobertaTower(TextTower):
         """Replace the word embedding."""
         self.word_embedding = value
 
-    def pooled(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-               token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
-               inputs_embeds: Tensor | None = None) -> Tensor:
+    def pooled(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
         """The pooled output alone, [B, project_dim]: the cheapest way to an embedding."""
-        x, rows = self._embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-                              dense=self.attention_dropout > 0, pooled_only=True)
+        x, rows = self._embed(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            dense=self.attention_dropout > 0,
+            pooled_only=True,
+        )
         x, _ = self.run_layers(x, rows, Record(False, False, len(self.layers)), pooled_only=True)
         return self.projection(self.final_norm(x))
 
@@ -111,11 +130,15 @@ class XLMRobertaTower(TextTower):
             ValueError, TypeError: ids out of range, shapes that do not fit, a text with nothing but padding.
         """
         config = self.config
-        record = Record(config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-                        config.output_attentions if output_attentions is None else output_attentions, len(self.layers))
+        record = Record(
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            config.output_attentions if output_attentions is None else output_attentions,
+            len(self.layers),
+        )
         dense = record.weights is not None or self.attention_dropout > 0
-        x, rows = self._embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, dense,
-                              pooled_only=False)
+        x, rows = self._embed(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, dense, pooled_only=False
+        )
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
         output = BaseModelOutputWithPoolingAndProjection(
             last_hidden_state=padded(self._project(sequence), rows),
@@ -129,9 +152,16 @@ class XLMRobertaTower(TextTower):
             return Lazy(lambda: self.projection(self.final_norm(sequence())))
         return self.projection(self.final_norm(sequence))
 
-    def _embed(self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None,
-               position_ids: Tensor | None, inputs_embeds: Tensor | None, dense: bool,
-               pooled_only: bool) -> tuple[Tensor, Rows]:
+    def _embed(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        dense: bool,
+        pooled_only: bool,
+    ) -> tuple[Tensor, Rows]:
         config, pad = self.config, self.padding
         batch, length = self._check(input_ids, inputs_embeds)
         visible, mask = self.split_mask(attention_mask, batch, length)
@@ -160,9 +190,15 @@ class XLMRobertaTower(TextTower):
         assert ids is not None
         types = token_type_ids if token_type_ids is not None else torch.zeros_like(position_ids)
         x = ops.text_embed(
-            rows.pack(ids), rows.pack(position_ids.expand(batch, length)), rows.pack(types.expand(batch, length)),
-            word, self.position_embedding.weight, self.token_type_embedding.weight,
-            self.embedding_norm.weight, self.embedding_norm.bias, self.embedding_norm.eps,
+            rows.pack(ids),
+            rows.pack(position_ids.expand(batch, length)),
+            rows.pack(types.expand(batch, length)),
+            word,
+            self.position_embedding.weight,
+            self.token_type_embedding.weight,
+            self.embedding_norm.weight,
+            self.embedding_norm.bias,
+            self.embedding_norm.eps,
             None if inputs_embeds is not None else pad,
         )
         return F.dropout(x, config.hidden_dropout_prob, self.training), rows
@@ -184,18 +220,22 @@ class XLMRobertaTower(TextTower):
         assert inputs_embeds is not None
         self.check_tensor("inputs_embeds", inputs_embeds)
         if not inputs_embeds.is_floating_point():
-            raise TypeError(f"inputs_embeds has dtype {str(inputs_embeds.dtype).removeprefix('torch.')}; "
-                            "a floating one is needed")
+            raise TypeError(
+                f"inputs_embeds has dtype {str(inputs_embeds.dtype).removeprefix('torch.')}; a floating one is needed"
+            )
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.config.hidden_size or inputs_embeds.shape[1] == 0:
-            raise ValueError(f"inputs_embeds has shape {list(inputs_embeds.shape)}; "
-                             f"[batch, length, {self.config.hidden_size}] is needed")
+            raise ValueError(
+                f"inputs_embeds has shape {list(inputs_embeds.shape)}; "
+                f"[batch, length, {self.config.hidden_size}] is needed"
+            )
         return inputs_embeds.shape[0], inputs_embeds.shape[1]
 
     def _check_lengths(self, tokens: list[int], counted: bool) -> None:
         limit = self.max_tokens
         for row, count in enumerate(tokens):
             if count == 0:
-                raise ValueError(f"input_ids of text {row} are all padding (id {self.padding}): "
-                                 "a text needs at least one token")
+                raise ValueError(
+                    f"input_ids of text {row} are all padding (id {self.padding}): a text needs at least one token"
+                )
             if counted and count > limit:
                 raise ValueError(f"text {row} has {count} tokens; the model takes {limit}: pass truncation=True")

@@ -206,9 +206,7 @@ def randomise(model: torch.nn.Module, seed: int = 1) -> None:
 def pair(name: str, case: str = "odd") -> Pair:
     """The model of class `name`, ours loaded from the files that transformers wrote."""
     torch.manual_seed(0)
-    theirs = (
-        getattr(transformers, name)._from_config(make_config(name, case), attn_implementation="eager").eval()
-    )
+    theirs = getattr(transformers, name)._from_config(make_config(name, case), attn_implementation="eager").eval()
     randomise(theirs)
     folder = Path(_FOLDER.name) / f"{name}-{case}"
     theirs.save_pretrained(folder)
@@ -266,9 +264,7 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, name: str, scale: flo
 def _leaves(ours: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """(path, ours, theirs) of every tensor, in the order of computation: the first error is the cause."""
     if isinstance(theirs, transformers.utils.ModelOutput):
-        assert list(ours) == list(theirs), (
-            f"{path or 'output'} has {list(ours)}, transformers' has {list(theirs)}"
-        )
+        assert list(ours) == list(theirs), f"{path or 'output'} has {list(ours)}, transformers' has {list(theirs)}"
         order = (
             "vision_model_output",
             "text_model_output",

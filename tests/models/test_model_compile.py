@@ -30,9 +30,7 @@ def assert_equal_outputs(found, expected):
                 assert_close(a, b, name)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in JOINT else n for n in CLASSES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in JOINT else n for n in CLASSES])
 def test_one_graph_gives_what_a_call_gives(name):
     model = pair(name).ours
     inputs = inputs_for(model)
@@ -173,9 +171,7 @@ def test_export(name):
     model, inputs = pair(name).ours, inputs_for(pair(name).ours)
     with torch.no_grad():
         program = torch.export.export(model, (), kwargs={**inputs, "return_dict": False})
-        for a, b in zip(
-            program.module()(**inputs, return_dict=False), model(**inputs, return_dict=False), strict=True
-        ):
+        for a, b in zip(program.module()(**inputs, return_dict=False), model(**inputs, return_dict=False), strict=True):
             assert_close(a, b, "output")
 
 

@@ -91,9 +91,7 @@ def test_another_device(name):
         refuse(name, ValueError, f"{key} is on meta, the model on cpu", **{key: value.to("meta")})
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bool, torch.uint8, torch.int16, torch.complex64], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8, torch.int16, torch.complex64], ids=str)
 @pytest.mark.parametrize("name", ALL_TEXT)
 def test_dtypes_of_ids(name, dtype):
     refuse(name, TypeError, rf"input_ids has dtype {str(dtype)[6:]}; int64 or int32", input_ids=IDS.to(dtype))
@@ -191,9 +189,7 @@ def test_a_text_of_padding_alone(name):
     ids = IDS.clone()
     ids[1] = PAD
     refuse(name, ValueError, r"input_ids of text 1 are all padding \(id 1\)", input_ids=ids)
-    refuse(
-        name, ValueError, r"input_ids of text 1 are all padding \(id 1\)", input_ids=ids, attention_mask=OMIT
-    )
+    refuse(name, ValueError, r"input_ids of text 1 are all padding \(id 1\)", input_ids=ids, attention_mask=OMIT)
 
 
 @pytest.mark.parametrize("name", ALL_TEXT)
@@ -281,9 +277,7 @@ def test_image_sizes(name):
 )
 @pytest.mark.parametrize("name", ALL_VISION)
 def test_channels_and_ranks_of_images(name, shape):
-    refuse(
-        name, ValueError, r"pixel_values has shape .*\[batch, 3, 30, 30\]", pixel_values=torch.zeros(shape)
-    )
+    refuse(name, ValueError, r"pixel_values has shape .*\[batch, 3, 30, 30\]", pixel_values=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -438,9 +432,7 @@ def test_a_checkpoint_of_another_class():
 def test_a_configuration_that_does_not_fit_the_weights():
     config = copy.deepcopy(pair("CLIPVisionModel").ours.config)
     config.intermediate_size = 38
-    with pytest.raises(
-        ValueError, match=r"misshapen: .*mlp\.fc1\.weight \(stored \[37, 48\], model \[38, 48\]\)"
-    ):
+    with pytest.raises(ValueError, match=r"misshapen: .*mlp\.fc1\.weight \(stored \[37, 48\], model \[38, 48\]\)"):
         af.CLIPVisionModel.from_pretrained(pair("CLIPVisionModel").folder, config=config)
     config.intermediate_size, config.num_hidden_layers = 37, 3
     with pytest.raises(ValueError, match=r"missing: .*layers\.2"):

@@ -158,9 +158,7 @@ SIZES = [(30, 30), (36, 36), (42, 24), (24, 42), (150, 6), (30, 31), (33, 35), (
 @pytest.mark.parametrize("name", (*VISION, "AltCLIPModel"))
 def test_images_of_other_sizes(name, size):
     images = torch.randn(2, 3, *size)
-    assert_same(
-        *both(pair(name), pixel_values=images, interpolate_pos_encoding=True, output_hidden_states=True)
-    )
+    assert_same(*both(pair(name), pixel_values=images, interpolate_pos_encoding=True, output_hidden_states=True))
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -182,14 +180,11 @@ def test_pixels_are_cast_to_the_dtype_of_the_weights(name, dtype):
 def test_inputs_may_be_views(name):
     """Not contiguous, and expanded along the batch."""
     strided = {
-        key: value.transpose(0, 1).contiguous().transpose(0, 1)
-        for key, value in inputs_for(pair(name).ours).items()
+        key: value.transpose(0, 1).contiguous().transpose(0, 1) for key, value in inputs_for(pair(name).ours).items()
     }
     assert not any(value.is_contiguous() for value in strided.values())
     assert_same(*both(pair(name), **strided))
-    expanded = {
-        key: value[:1].expand(3, *value.shape[1:]) for key, value in inputs_for(pair(name).ours).items()
-    }
+    expanded = {key: value[:1].expand(3, *value.shape[1:]) for key, value in inputs_for(pair(name).ours).items()}
     assert_same(*both(pair(name), **expanded))
 
 

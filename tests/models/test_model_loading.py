@@ -97,10 +97,7 @@ def test_configurations_survive_both_ways(name, tmp_path):
     def fields(config):
         leave = ("transformers_version", "architectures", "dtype", "_name_or_path")
         flat = {key: value for key, value in config.to_dict().items() if key not in leave}
-        return {
-            key: fields(getattr(config, key)) if key.endswith("_config") else value
-            for key, value in flat.items()
-        }
+        return {key: fields(getattr(config, key)) if key.endswith("_config") else value for key, value in flat.items()}
 
     assert fields(again) == fields(found.theirs.config)
 
@@ -130,9 +127,7 @@ def test_one_tower_out_of_a_whole_checkpoint(whole, part, tower, saved_by, tmp_p
         ours, theirs = model(**inputs), expected(**inputs)
         kept = inputs.get("attention_mask")
         if part.endswith("WithProjection"):
-            project = (
-                found.theirs.text_projection if tower == "text_model" else found.theirs.visual_projection
-            )
+            project = found.theirs.text_projection if tower == "text_model" else found.theirs.visual_projection
             assert_close(ours[0], project(theirs.pooler_output), "embeds")
         else:
             assert_same(ours, theirs, kept)
@@ -152,9 +147,7 @@ def test_the_head_of_a_classifier_may_be_new():
         expected = found.theirs.vision_model(pixels(model)).last_hidden_state[:, 1:].mean(1)
         assert_close(output.logits, expected @ model.classifier.weight.T + model.classifier.bias, "logits")
     again = af.CLIPForImageClassification.from_pretrained(found.folder, num_labels=0)
-    assert torch.equal(
-        again(pixels(model)).logits, again.vision_model(pixels(model)).last_hidden_state[:, 1:].mean(1)
-    )
+    assert torch.equal(again(pixels(model)).logits, again.vision_model(pixels(model)).last_hidden_state[:, 1:].mean(1))
 
 
 def test_a_classifier_without_its_head_is_refused(tmp_path):
@@ -234,11 +227,7 @@ def test_initial_weights_are_distributed_as_in_transformers(name):
             part.update(
                 {
                     **LARGE,
-                    **(
-                        {"vocab_size": 500, "max_position_embeddings": 60}
-                        if hasattr(part, "vocab_size")
-                        else {}
-                    ),
+                    **({"vocab_size": 500, "max_position_embeddings": 60} if hasattr(part, "vocab_size") else {}),
                     **({"project_dim": 64} if hasattr(part, "project_dim") else {}),
                 }
             )

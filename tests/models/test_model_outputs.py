@@ -134,9 +134,7 @@ def test_fields_read_in_any_order(joint):
         for field in order:
             assert equal(output[field], expected[field]), (order, field)
     output = run(joint)
-    assert torch.equal(
-        output.text_model_output.last_hidden_state, expected.text_model_output.last_hidden_state
-    )
+    assert torch.equal(output.text_model_output.last_hidden_state, expected.text_model_output.last_hidden_state)
 
 
 def test_a_field_is_computed_once(name):
@@ -206,12 +204,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(
     "name, change",
-    [
-        (name, change)
-        for name in TEXT[:2]
-        for change in CHANGES
-        if (name, change) != ("CLIPTextModel", "projection")
-    ],
+    [(name, change) for name in TEXT[:2] for change in CHANGES if (name, change) != ("CLIPTextModel", "projection")],
 )
 def test_a_late_field_refuses_weights_that_changed(name, change):
     """Rather than mixing the old activations with the new weights."""

@@ -67,9 +67,7 @@ def test_late_fields_are_those_of_autocast(name, options):
         plain = model(**inputs, **options).to_tuple()
     a, b, c = (torch.utils._pytree.tree_leaves(x) for x in (outside, inside, plain))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    assert not all(torch.equal(x.float(), y.float()) for x, y in zip(a, c, strict=True)), (
-        "autocast did nothing"
-    )
+    assert not all(torch.equal(x.float(), y.float()) for x, y in zip(a, c, strict=True)), "autocast did nothing"
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -145,9 +143,7 @@ def test_masks_of_another_dtype_than_the_model(name, dtype):
         expected = model(words["input_ids"], seen).pooler_output
         added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
         assert_close(model(words["input_ids"], added).pooler_output.float(), expected.float(), "additive")
-        left = texts(
-            side="left"
-        )  # a causal mask leaves nothing to look at there, and the least float32 overflows
+        left = texts(side="left")  # a causal mask leaves nothing to look at there, and the least float32 overflows
         none = left["attention_mask"].bool()[:, None, None, :].expand(-1, 1, 11, -1).tril()
         added = torch.zeros(none.shape).masked_fill(~none, torch.finfo(torch.float32).min)
         for options in ({}, {"output_attentions": True}):
@@ -163,8 +159,6 @@ def test_interpolated_positions_in_low_precision(name):
     found, images = pair(name).copy(), torch.randn(8, 3, 42, 24)
     with torch.no_grad():
         truth = found.theirs.get_image_features(images, interpolate_pos_encoding=True).pooler_output
-        theirs = (
-            found.theirs.bfloat16().get_image_features(images, interpolate_pos_encoding=True).pooler_output
-        )
+        theirs = found.theirs.bfloat16().get_image_features(images, interpolate_pos_encoding=True).pooler_output
         ours = found.ours.bfloat16().get_image_features(images, interpolate_pos_encoding=True)
     assert rms(ours.float() - truth) <= 1.5 * rms(theirs.float() - truth)

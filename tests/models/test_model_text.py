@@ -113,9 +113,7 @@ def test_masks_of_four_dimensions(name, kind):
     with torch.no_grad():
         for more in ({}, {"output_attentions": True}):
             theirs = found.theirs(input_ids=words["input_ids"], attention_mask=additive, **options, **more)
-            assert_same(
-                found.ours(input_ids=words["input_ids"], attention_mask=ours, **options, **more), theirs
-            )
+            assert_same(found.ours(input_ids=words["input_ids"], attention_mask=ours, **options, **more), theirs)
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -149,9 +147,7 @@ def test_explicit_positions(name):
 
 def test_token_types():
     words, found = texts(), pair(ALT, "types")
-    check(
-        found, words["attention_mask"], **words, token_type_ids=torch.randint(0, 3, words["input_ids"].shape)
-    )
+    check(found, words["attention_mask"], **words, token_type_ids=torch.randint(0, 3, words["input_ids"].shape))
     check(found, words["attention_mask"], **words, token_type_ids=torch.full((1, 11), 2).expand(3, 11))
     check(found, words["attention_mask"], **words)
 

@@ -45,9 +45,7 @@ def assert_same_gradients(ours, theirs):
     assert largest > 0
     for stored, name in names.items():
         if theirs[stored] is None:
-            assert ours[name] is None or not ours[name].any(), (
-                f"{name} has a gradient, transformers' has none"
-            )
+            assert ours[name] is None or not ours[name].any(), f"{name} has a gradient, transformers' has none"
         else:
             assert ours[name] is not None, f"{name} has no gradient"
             assert_close(ours[name], theirs[stored], f"gradient of {name}", scale=largest)
@@ -286,9 +284,7 @@ def test_losses_of_the_classifier(kind):
     for model in (found.ours, found.theirs):
         model.config.problem_type = problem
     for options in ({}, {"return_dict": False}):
-        target = (
-            labels.long() if labels.dtype == torch.int32 else labels
-        )  # torch's cross-entropy takes int64 only
+        target = labels.long() if labels.dtype == torch.int32 else labels  # torch's cross-entropy takes int64 only
         ours = found.ours(images, labels=labels, **options)
         theirs = found.theirs(images, labels=target, **options)
         assert_close(ours[0], theirs[0], "loss")
