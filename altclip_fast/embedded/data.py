@@ -52,6 +52,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         self._by_pair: dict[tuple[str, str], list[int]] = {pair: [] for pair in scenes.TRAINED}
+        self._big_by_shape: dict[str, list[int]] = {shape: [] for shape in scenes.SHAPES}
         self._two: list[int] = []
         self._digits: list[int] = []
         for i, content in enumerate(self.contents):
@@ -60,13 +61,20 @@ class Pool:
             elif len(content.things) == 2:
                 self._two.append(i)
             else:
-                self._by_pair[content.things[0].color, content.things[0].shape].append(i)
+                thing = content.things[0]
+                self._by_pair[thing.color, thing.shape].append(i)
+                if thing.size == "big":
+                    self._big_by_shape[thing.shape].append(i)
 
     def batch(self, rng: np.random.Generator) -> list[int]:
         """Indices of one batch."""
         chosen = [i for members in self._by_pair.values() for i in rng.choice(members, REPEATS, replace=False)]
         chosen += list(rng.choice(self._two, TWO_OBJECTS, replace=False))
         return [int(i) for i in (*chosen, *rng.choice(self._digits, DIGITS, replace=False))]
+
+    def one_of_each_shape(self, rng: np.random.Generator) -> list[int]:
+        """Indices of eight pictures of one big thing each, in the order of SHAPES."""
+        return [int(rng.choice(members)) for members in self._big_by_shape.values()]
 
 
 def augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
