@@ -1,4 +1,4 @@
-# make demo | test | test-all | venv | lint | types | clean
+# make test | test-all | venv | lint | types | clean
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PIP   := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: venv demo lint types test test-all clean
+.PHONY: venv lint types test test-all clean
 
 venv: $(STAMP)
 
@@ -21,9 +21,6 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	@echo "installing altclip_fast[test]"
 	@$(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
-
-demo: venv
-	@$(BIN)/altclip-fast demo
 
 lint: venv
 	@$(BIN)/ruff check --quiet .

@@ -52,9 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="show the embedded model at work",
+        help="show a model at work that altclip_fast.embedded.train made",
         description="Classify fresh drawings and held-out digits in several languages.",
     )
+    demo.add_argument("--model", required=True, help="a folder that altclip_fast.embedded.train wrote")
     demo.add_argument("--seed", type=_natural, metavar="N", help="of the drawings (default: a new one each time)")
     demo.add_argument("--output", default="altclip-fast-demo.png", metavar="FILE.png", help="the picture to write")
     demo.add_argument("--query", default="a big red star on a white background", help="what to search for")
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="embedded", help="a folder, or a hub id (default: embedded)")
+    parser.add_argument("--model", required=True, help="a folder in the hub's layout, or a hub id")
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
@@ -140,11 +141,9 @@ def _demo(options: argparse.Namespace) -> int:
     from .embedded import demo, evaluate
     from .encoder import load
 
-    encoder = load("embedded")
+    encoder = load(options.model)
     if options.evaluate:
-        print("accuracies of the embedded AltCLIP, then of its English CLIP, on what training did not show")
         print(evaluate.evaluate(encoder))
-        print(evaluate.evaluate(load("embedded-clip"), ["en"]))
         return 0
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     found, hits = demo.examples(encoder, seed), demo.search(encoder, options.query, seed)

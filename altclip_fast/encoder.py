@@ -20,7 +20,6 @@ from .processing.loading import load_image
 from .processing.processors import AltCLIPProcessor, CLIPProcessor
 
 TEMPLATE = "This is a photo of {}."
-EMBEDDED = {"embedded": "altclip", "embedded-clip": "clip"}  # the models that the package carries
 _KEPT_LABEL_SETS = 16
 
 
@@ -47,8 +46,7 @@ def load(
     """A checkpoint's model and processor.
 
     Args:
-        name: a folder in the hub's layout, a hub id, or "embedded" (a small AltCLIP that knows coloured shapes and
-            handwritten digits in eleven languages) or "embedded-clip" (its English CLIP), which the package carries.
+        name: a folder in the hub's layout, or a hub id.
         device: of the model; None is the first CUDA device where there is one, else the CPU.
         dtype: of the model; None keeps the stored one.
         quantization: None; quantised weights are not supported yet.
@@ -57,8 +55,6 @@ def load(
     Raises:
         OSError: a file is absent or damaged. ValueError: the checkpoint does not fit, or is no AltCLIP or CLIP.
     """
-    if name in EMBEDDED:
-        name = os.path.join(os.path.dirname(__file__), "embedded", EMBEDDED[name])
     where: dict[str, Any] = {
         "revision": revision,
         "local_files_only": local_files_only,
