@@ -15,7 +15,7 @@ from .layers import LayerNorm, PreNormLayer, embedding
 from .outputs import BaseModelOutputWithPooling, Lazy
 from .rows import Rows
 from .text import Facts, TextTower
-from .tower import HiddenStates, Record, padded
+from .tower import HiddenStates, padded
 from .vision import init_pre_norm_layers
 
 
@@ -60,7 +60,7 @@ class CLIPTextTower(TextTower):
     ) -> Tensor:
         """The pooled output alone, [B, hidden]: the cheapest way to an embedding."""
         x, rows = self._embed(input_ids, attention_mask, position_ids, self.attention_dropout > 0, pooled_only=True)
-        x, _ = self.run_layers(x, rows, Record(False, False, len(self.layers)), pooled_only=True)
+        x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
         return self.final_norm(x)
 
     def forward(
@@ -91,12 +91,7 @@ class CLIPTextTower(TextTower):
         Raises:
             ValueError, TypeError: ids out of range, shapes that do not fit, a text with nothing but padding.
         """
-        config = self.config
-        record = Record(
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-            len(self.layers),
-        )
+        record = self.record(output_hidden_states, output_attentions)
         dense = record.weights is not None or self.attention_dropout > 0
         x, rows = self._embed(input_ids, attention_mask, position_ids, dense, pooled_only=False)
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)

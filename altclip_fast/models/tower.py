@@ -68,6 +68,13 @@ class Tower(Model):
         assert isinstance(layer, PreNormLayer | PostNormLayer)
         return layer.attention.dropout if self.training else 0.0
 
+    def record(self, hidden: HiddenStates, attentions: bool | None) -> Record:
+        """What a caller asked for; None is the configuration's choice."""
+        config = self.config
+        hidden = config.output_hidden_states if hidden is None else hidden
+        attentions = config.output_attentions if attentions is None else attentions
+        return Record(hidden, attentions, len(self.layers))
+
     def run_layers(self, x: Tensor, rows: Rows, record: Record, pooled_only: bool) -> tuple[Tensor, Any]:
         """All layers.
 

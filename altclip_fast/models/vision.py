@@ -14,7 +14,7 @@ from .base import normal_, zeros_
 from .layers import LayerNorm, PreNormLayer, embedding
 from .outputs import BaseModelOutputWithPooling
 from .rows import Rows, whole_rows
-from .tower import HiddenStates, Record, Tower, padded
+from .tower import HiddenStates, Tower, padded
 
 
 class PatchEmbedding(nn.Module):
@@ -64,7 +64,7 @@ class VisionTower(Tower):
     def pooled(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """The pooled output alone, [B, hidden]: the cheapest way to an embedding."""
         x, rows = self._embed(pixel_values, interpolate_pos_encoding, dense=self.attention_dropout > 0)
-        x, _ = self.run_layers(x, rows, Record(False, False, len(self.layers)), pooled_only=True)
+        x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
         return self.post_norm(x)
 
     def forward(
@@ -90,12 +90,7 @@ class VisionTower(Tower):
         Raises:
             ValueError, TypeError: pixel_values is absent or does not fit the model.
         """
-        config = self.config
-        record = Record(
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-            len(self.layers),
-        )
+        record = self.record(output_hidden_states, output_attentions)
         dense = record.weights is not None or self.attention_dropout > 0
         x, rows = self._embed(pixel_values, interpolate_pos_encoding, dense)
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)

@@ -16,7 +16,7 @@ from .layers import LayerNorm, Linear, PostNormLayer, embedding
 from .outputs import BaseModelOutputWithPoolingAndProjection, Lazy
 from .rows import Rows
 from .text import Facts, TextTower
-from .tower import HiddenStates, Record, padded
+from .tower import HiddenStates, padded
 
 
 class XLMRobertaTower(TextTower):
@@ -98,7 +98,7 @@ class XLMRobertaTower(TextTower):
             dense=self.attention_dropout > 0,
             pooled_only=True,
         )
-        x, _ = self.run_layers(x, rows, Record(False, False, len(self.layers)), pooled_only=True)
+        x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
         return self.projection(self.final_norm(x))
 
     def forward(
@@ -129,12 +129,7 @@ class XLMRobertaTower(TextTower):
         Raises:
             ValueError, TypeError: ids out of range, shapes that do not fit, a text with nothing but padding.
         """
-        config = self.config
-        record = Record(
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-            len(self.layers),
-        )
+        record = self.record(output_hidden_states, output_attentions)
         dense = record.weights is not None or self.attention_dropout > 0
         x, rows = self._embed(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, dense, pooled_only=False
