@@ -81,9 +81,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from .encoder import _fill, load
+    from .encoder import fill_template, load
 
-    _fill(options.template, "")
+    fill_template(options.template, "")
     encoder = load(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
     classifier = encoder.classifier(options.labels, options.template)
     embeddings, failures = encoder.encode_image(options.images, batch_size=options.batch_size, errors="skip")

@@ -209,7 +209,7 @@ class Encoder:
 
     def _label_embeddings(self, labels: list[str], templates: list[str]) -> Tensor:
         """[labels, D], of length 1; the last few sets are kept while the weights stay as they are."""
-        sentences = [_fill(template, label) for template in templates for label in labels]
+        sentences = [fill_template(template, label) for template in templates for label in labels]
         if not sentences:
             raise ValueError("template is an empty list; at least one sentence with {} is needed")
         key = (tuple(sentences), len(templates), _weights_version(self.model))
@@ -305,7 +305,8 @@ def check_labels(labels: Any) -> list[str]:
     return found
 
 
-def _fill(template: str, label: str) -> str:
+def fill_template(template: str, label: str) -> str:
+    """The sentence for one label. Raises TypeError or ValueError where the template is none."""
     if not isinstance(template, str):
         raise TypeError(f"template is {template!r}; a string with {{}} is needed")
     try:

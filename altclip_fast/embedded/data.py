@@ -108,7 +108,8 @@ def make_pool(count: int, seed: int, workers: int, file: Path) -> Pool:
             parts = list(tqdm(processes.imap(_render_chunk, jobs), total=len(jobs), desc="render", unit="chunk"))
         pixels = torch.cat([torch.from_numpy(part[0]) for part in parts])
         torch.save({"pixels": pixels, "contents": [c for part in parts for c in part[1]]}, file)
-    stored = torch.load(file, weights_only=False)  # written by the lines above
+    with torch.serialization.safe_globals([scenes.Scene, scenes.Thing]):
+        stored = torch.load(file)
     return Pool(stored["pixels"], stored["contents"])
 
 
