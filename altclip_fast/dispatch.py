@@ -90,7 +90,7 @@ def _missing(backend: str) -> str | None:
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        if not torch.cuda.is_available() and not _interpreted():
             return "no CUDA device, and TRITON_INTERPRET is not 1"
     return None
 
@@ -111,7 +111,7 @@ class Backend:
         """Why this backend does not take these inputs, or None if it does."""
         if self.name == "reference":
             return None
-        if (reason := _missing(self.name)) is not None:
+        if (reason := _missing(self.name) or _misplaced(self.name, args)) is not None:
             return reason
         if _autocasting(args):
             return "autocast is on, and chooses the dtypes of the reference"
@@ -119,6 +119,20 @@ class Backend:
         if answer is True:
             return None
         return answer if isinstance(answer, str) else "these inputs are outside of what it covers"
+
+
+def _misplaced(backend: str, args: tuple) -> str | None:
+    """Why `backend` cannot run where these tensors are, or None. The interpreter is slow: it has to be asked for."""
+    if backend not in ("cuda", "triton"):
+        return None
+    device = next((a.device.type for a in args if isinstance(a, Tensor)), "cuda")
+    if device == "cuda" or (backend == "triton" and _interpreted() and _forced.get() == "triton"):
+        return None
+    return f"the tensors are on {device}, not on a CUDA device"
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _autocasting(args: tuple) -> bool:

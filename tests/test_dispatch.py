@@ -73,6 +73,7 @@ def doubles(*shape):
 def anywhere(monkeypatch):
     """A machine on which every backend could run."""
     monkeypatch.setattr(dispatch, "_missing", lambda name: None)
+    monkeypatch.setattr(dispatch, "_misplaced", lambda name, args: None)
 
 
 @pytest.fixture
@@ -100,6 +101,7 @@ def test_order_of_preference(anywhere):
 )
 def test_what_is_missing_is_passed_over(monkeypatch, missing, runs):
     monkeypatch.setattr(dispatch, "_missing", lambda name: "not here" if name in missing else None)
+    monkeypatch.setattr(dispatch, "_misplaced", lambda name, args: None)
     assert scaled("cpu", "cuda", "triton").choose(X) == runs
 
 
@@ -161,6 +163,29 @@ def test_missing_backends_say_why(monkeypatch):
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     assert missing("triton") == "triton is not installed"
     assert missing("cpu") is missing("reference") is None
+
+
+def test_gpu_backends_need_gpu_tensors(monkeypatch):
+    monkeypatch.setattr(dispatch, "_missing", lambda name: None)
+    some = scaled("cuda", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert some.choose(X) == "reference"
+    for name in ("cuda", "triton"):
+        with use_backend(name), pytest.raises(BackendUnavailableError, match="tensors are on cpu"):
+            some(X)
+
+
+def test_the_interpreter_runs_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(dispatch, "_missing", lambda name: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    calls = []
+    some = scaled("cuda", "triton", calls=calls)
+    assert some.choose(X) == "reference"
+    with use_backend("triton"):
+        some(X)
+    assert calls == ["triton"]
+    with use_backend("cuda"), pytest.raises(BackendUnavailableError, match="tensors are on cpu"):
+        some(X)
 
 
 # Forced

@@ -1,7 +1,8 @@
 """What the embedded models are trained on: a pool of rendered scenes and digits, and batches out of it.
 
 A batch holds every trained colour-shape pair `REPEATS` times, so that colour and shape alone tell a picture from nearly
-all others; two-object scenes and digits fill it up.
+all others; two-object scenes and digits fill it up. Beside them are pictures in colours that no caption names: they
+teach what a shape is whatever its colour, for the pairs that are held out.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         self._by_pair: dict[tuple[str, str], list[int]] = {pair: [] for pair in scenes.TRAINED}
+        self._by_shape: dict[str, list[int]] = {shape: [] for shape in scenes.SHAPES}
         self._big_by_shape: dict[str, list[int]] = {shape: [] for shape in scenes.SHAPES}
         self._two: list[int] = []
         self._digits: list[int] = []
@@ -62,19 +64,22 @@ class Pool:
                 self._two.append(i)
             else:
                 thing = content.things[0]
-                self._by_pair[thing.color, thing.shape].append(i)
+                if thing.color not in scenes.UNNAMED:
+                    self._by_pair[thing.color, thing.shape].append(i)
+                self._by_shape[thing.shape].append(i)
                 if thing.size == "big":
                     self._big_by_shape[thing.shape].append(i)
 
     def batch(self, rng: np.random.Generator) -> list[int]:
         """Indices of one batch."""
-        chosen = [i for members in self._by_pair.values() for i in rng.choice(members, REPEATS, replace=False)]
-        chosen += list(rng.choice(self._two, TWO_OBJECTS, replace=False))
-        return [int(i) for i in (*chosen, *rng.choice(self._digits, DIGITS, replace=False))]
+        chosen = [members[i] for members in self._by_pair.values() for i in rng.integers(len(members), size=REPEATS)]
+        chosen += [self._two[i] for i in rng.integers(len(self._two), size=TWO_OBJECTS)]
+        return chosen + [self._digits[i] for i in rng.integers(len(self._digits), size=DIGITS)]
 
-    def one_of_each_shape(self, rng: np.random.Generator) -> list[int]:
-        """Indices of eight pictures of one big thing each, in the order of SHAPES."""
-        return [int(rng.choice(members)) for members in self._big_by_shape.values()]
+    def one_of_each_shape(self, rng: np.random.Generator, big: bool) -> list[int]:
+        """Indices of eight pictures of one thing each (a big one), in the order of SHAPES."""
+        kinds = self._big_by_shape if big else self._by_shape
+        return [members[int(rng.integers(len(members)))] for members in kinds.values()]
 
 
 def augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -101,7 +106,10 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def make_pool(count: int, seed: int, workers: int, file: Path) -> Pool:
-    """Render `count` scenes, and a seventh as many digits; kept in `file`, and read from there the next time."""
+    """Render `count` scenes, a quarter as many in unnamed colours, and a seventh as many digits.
+
+    They are kept in `file`, and read from there the next time.
+    """
     if not file.exists():
         jobs = [(seed, chunk) for chunk in range((count + _CHUNK - 1) // _CHUNK)]
         with multiprocessing.get_context("spawn").Pool(workers) as processes:
@@ -114,6 +122,7 @@ def make_pool(count: int, seed: int, workers: int, file: Path) -> Pool:
 
 
 _CHUNK = 500
+_UNNAMED_PAIRS = tuple((color, shape) for color in scenes.UNNAMED for shape in scenes.SHAPES)
 
 
 def _render_chunk(job: tuple[int, int]) -> tuple[np.ndarray, list[Content]]:
@@ -126,6 +135,10 @@ def _render_chunk(job: tuple[int, int]) -> tuple[np.ndarray, list[Content]]:
         scene = scenes.sample_scene(rng)
         pixels.append(_squash(processor, scenes.render(scene, rng)))
         contents.append(scene)
+        if k % 4 == 0:
+            scene = scenes.sample_scene(rng, pairs=_UNNAMED_PAIRS, two_objects=0.0)
+            pixels.append(_squash(processor, scenes.render(scene, rng)))
+            contents.append(scene)
         if k % 7 == 0:
             which = int(rng.integers(len(numbers)))
             pixels.append(_squash(processor, digits.render_digit(handwritten[which], rng)))

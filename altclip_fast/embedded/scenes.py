@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageOps
 
 COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "black", "white")
+UNNAMED = ("cyan", "pink", "brown", "gray", "magenta", "teal")  # colours that no caption names
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "crescent", "arrow")
 SIZES = ("small", "big")
 POSITIONS = ("left", "right", "top", "bottom", "center")
@@ -188,6 +189,12 @@ _TINTS = {
     "purple": _Tints(("#800080", "#9467bd", "#8e24aa", "#663399", "#9400d3"), (265, 302), (0.5, 1), (0.42, 0.78)),
     "black": _Tints(("#000000", "#000000", "#111111"), (0, 360), (0, 0.3), (0, 0.14)),
     "white": _Tints(("#ffffff", "#ffffff", "#fafafa"), (0, 360), (0, 0.03), (0.95, 1)),
+    "cyan": _Tints(("#00ffff", "#17becf", "#40e0d0"), (170, 190), (0.55, 1), (0.75, 1)),
+    "pink": _Tints(("#ffc0cb", "#ff69b4", "#f48fb1"), (328, 350), (0.25, 0.6), (0.9, 1)),
+    "brown": _Tints(("#8b4513", "#8c564b", "#795548"), (14, 30), (0.4, 0.75), (0.28, 0.55)),
+    "gray": _Tints(("#808080", "#7f7f7f", "#a9a9a9"), (0, 360), (0, 0.05), (0.35, 0.7)),
+    "magenta": _Tints(("#ff00ff", "#e377c2", "#c71585"), (306, 325), (0.6, 1), (0.75, 1)),
+    "teal": _Tints(("#008080", "#00695c", "#2f4f4f"), (172, 188), (0.6, 1), (0.3, 0.55)),
 }
 _GROUND_TINTS = {
     "white": _Tints(("#ffffff",), (0, 360), (0, 0.03), (0.95, 1)),

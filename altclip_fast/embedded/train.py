@@ -78,7 +78,7 @@ MULTILINGUAL = {
     "attention_probs_dropout_prob": 0.0,
     "project_dim": WIDTH,
 }
-SHAPES_FIRST = 0.15  # of the steps of stage 1
+SHAPES_FIRST = 0.08  # of the steps of stage 1
 PIECES = 3000
 MERGES = 700
 
@@ -124,25 +124,44 @@ def contrastive(model: CLIPModel, tokenizer: Any, pool: data.Pool, steps: int, s
     easy, the image tower learns shapes many times more slowly."""
     rng = np.random.default_rng(seed)
     step = iter(range(steps))
+    spread_positions(model)
 
     def loss() -> Tensor:
-        return (_shapes_loss if next(step) < steps * SHAPES_FIRST else _pairs_loss)(model, tokenizer, pool, rng)
+        if next(step) < steps * SHAPES_FIRST:
+            return shapes_loss(model, tokenizer, pool, rng, groups=20, big=True)
+        shapes = shapes_loss(model, tokenizer, pool, rng, groups=4, big=False)
+        return pairs_loss(model, tokenizer, pool, rng) + 0.3 * shapes
 
-    for _ in _training(model.train(), model.parameters(), steps, 1e-3, loss):
+    for _ in _training(model, 1.0, steps, loss):
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
 
 
-def _shapes_loss(model: CLIPModel, tokenizer: Any, pool: data.Pool, rng: np.random.Generator) -> Tensor:
+def spread_positions(model: CLIPModel) -> None:
+    """Start from sines of row and column (Beyer et al., arXiv 2205.01580): neighbours are alike from the first step."""
+    table = model.vision_model.position_embedding.weight
+    side = math.isqrt(len(table) - 1)
+    frequencies = 100 ** -torch.linspace(0, 1, table.shape[1] // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    grid = torch.cat([waves.repeat(side, 1), waves.repeat_interleave(side, 0)], dim=1)
+    with torch.no_grad():
+        table[1:] = 0.3 * grid
+
+
+def shapes_loss(
+    model: CLIPModel, tokenizer: Any, pool: data.Pool, rng: np.random.Generator, *, groups: int, big: bool
+) -> Tensor:
     """The mean loss of small batches that hold each shape once, with its name alone."""
-    chosen = [i for _ in range(data.BATCH // len(scenes.SHAPES)) for i in pool.one_of_each_shape(rng)]
+    chosen = [i for _ in range(groups) for i in pool.one_of_each_shape(rng, big)]
     images = _embed_images(model, data.augment(pool.pixels[chosen], rng))
     names = _embed(model, tokenizer, list(scenes.SHAPES))
-    groups = images.split(len(scenes.SHAPES))
-    return torch.stack([ops.contrastive_loss(group, names, model.logit_scale) for group in groups]).mean()
+    losses = [ops.contrastive_loss(group, names, model.logit_scale) for group in images.split(len(scenes.SHAPES))]
+    return torch.stack(losses).mean()
 
 
-def _pairs_loss(model: CLIPModel, tokenizer: Any, pool: data.Pool, rng: np.random.Generator) -> Tensor:
+def pairs_loss(model: CLIPModel, tokenizer: Any, pool: data.Pool, rng: np.random.Generator) -> Tensor:
+    """The loss of a batch of pictures with English captions."""
     chosen = pool.batch(rng)
     texts = [data.describe(pool.contents[i], ("en",), rng)["en"] for i in chosen]
     images = _embed_images(model, data.augment(pool.pixels[chosen], rng))
@@ -169,15 +188,13 @@ def teacher_learning(
         found = ops.l2_normalize(_embed(model, tokenizer, texts))
         return (found - wanted).square().sum(-1).mean()
 
-    text_side = nn.ModuleList([model.text_model, model.text_projection])
-    for _ in _training(model.train(), text_side.parameters(), steps, 1e-3, loss):
+    for _ in _training(nn.ModuleList([model.text_model, model.text_projection]), 1.0, steps, loss):
         pass
 
 
 def frozen_contrastive(model: AltCLIPModel, tokenizer: Any, pool: data.Pool, steps: int, seed: int) -> None:
     """Stage 3: the multilingual text tower against frozen pictures, one random language a caption."""
     rng = np.random.default_rng(seed)
-    model.train()
 
     def loss() -> Tensor:
         chosen = pool.batch(rng)
@@ -189,8 +206,7 @@ def frozen_contrastive(model: AltCLIPModel, tokenizer: Any, pool: data.Pool, ste
         ]
         return ops.contrastive_loss(image, _embed(model, tokenizer, texts), model.logit_scale)
 
-    text_side = nn.ModuleList([model.text_model, model.text_projection])
-    for _ in _training(model, text_side.parameters(), steps, 3e-4, loss):
+    for _ in _training(nn.ModuleList([model.text_model, model.text_projection]), 0.3, steps, loss):
         pass
 
 
@@ -219,27 +235,33 @@ def _half() -> Iterator[None]:
         yield
 
 
-def _training(model: nn.Module, parameters: Any, steps: int, rate: float, loss: Callable[[], Tensor]) -> Iterator[int]:
-    """AdamW with warm-up and cosine decay; yields after each step."""
-    parameters = list(parameters)
-    decayed = [p for p in parameters if p.dim() > 1]
-    groups = [
-        {"params": decayed, "weight_decay": 0.05},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+def _training(model: nn.Module, rate: float, steps: int, loss: Callable[[], Tensor]) -> Iterator[int]:
+    """Muon for the matrices and AdamW for the rest, with warm-up and cosine decay; yields after each step.
+
+    Muon (Jordan et al., kellerjordan.github.io/posts/muon) needs a third of AdamW's steps here.
+    """
+    model.train()
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embedding" not in n]
+    rest = [p for n, p in model.named_parameters() if p.dim() != 2 or "embedding" in n]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=0.02 * rate, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=1e-3 * rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-    warmup = max(1, min(300, steps // 10))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(1, s / steps))))
-    )
+    warmup = max(1, min(100, steps // 10))
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(1, step / steps))))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     mean, bar = 0.0, tqdm(range(steps), unit="step", smoothing=0.02)
     for step in bar:
         value = loss()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         mean += (value.item() - mean) * max(0.02, 1 / (step + 1))
         bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
         yield step
@@ -355,9 +377,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=(5000, 4000, 2500), metavar=("CLIP", "TEACHER", "ALTCLIP")
+        "--steps", type=int, nargs=3, default=(9000, 3000, 2000), metavar=("CLIP", "TEACHER", "ALTCLIP")
     )
-    parser.add_argument("--pool", type=int, default=50_000, help="pictures to render")
+    parser.add_argument("--pool", type=int, default=120_000, help="pictures to render")
     options = parser.parse_args()
     train(options.output, seed=options.seed, steps=tuple(options.steps), pool_size=options.pool)
 

@@ -16,6 +16,11 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
+def kernel_dtype(x: Tensor) -> bool | str:
+    """For `when=`: whether the kernels are written for this dtype."""
+    return x.dtype in (torch.float32, torch.bfloat16, torch.float16) or f"there is no kernel for {x.dtype}"
+
+
 def given(**arguments: Any) -> dict[str, Any]:
     """The optional arguments that are there."""
     return {name: value for name, value in arguments.items() if value is not None}

@@ -6,6 +6,8 @@ add_layer_norm(x, residual) = (s, layer_norm(s)),  s = x + residual
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,6 +50,26 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
+def _triton_takes(x: Tensor, *_: object) -> bool | str:
+    if x.shape[-1] > 16384:
+        return f"a row of {x.shape[-1]} elements is longer than 16384"
+    return checks.kernel_dtype(x)
+
+
+@layer_norm.backend("triton", when=_triton_takes)
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    from ..kernels import norm
+
+    return norm.layer_norm(x, weight, bias, eps)
+
+
+@layer_norm.backward("triton")
+def _(grads: Sequence[Tensor], x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Sequence[Tensor]:
+    from ..kernels import norm
+
+    return norm.layer_norm_backward(grads[0], x, weight, eps)
+
+
 @op(check=_check_add)
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum and its normalised rows, out of one pass.
@@ -65,3 +87,20 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     """
     total = (x + residual).contiguous()
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+
+
+@add_layer_norm.backend("triton", when=_triton_takes)
+def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    from ..kernels import norm
+
+    return norm.add_layer_norm(x, residual, weight, bias, eps)
+
+
+@add_layer_norm.backward("triton")
+def _(
+    grads: Sequence[Tensor], x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Sequence[Tensor]:
+    from ..kernels import norm
+
+    dx, dweight, dbias = norm.add_layer_norm_backward(*grads, x, residual, weight, eps)
+    return dx, dx, dweight, dbias

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from altclip_fast import ops  # noqa: F401  fills OPS
 from altclip_fast.dispatch import OPS
+from altclip_fast.kernels.launch import LAUNCHES
 from altclip_fast.testing import assert_parity, samples
 
+NO_GPU = "needs a CUDA device"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # One sample of usual strides and one of unusual ones, for the checks that take a second each.
@@ -61,6 +63,26 @@ def test_every_op_has_samples_and_is_checked():
 def test_reference_parity(op, dtype):
     for _, args in samples(op, dtype):
         assert_parity(op, args, backend="reference", gradients=True)
+
+
+def backend_cases():
+    """Every backend but the reference; on a GPU machine its tensors lie there."""
+    return [pytest.param(op, name, id=f"{op}-{name}") for op in OPS for name in OPS[op].backends if name != "reference"]
+
+
+def device_of(backend):
+    if backend == "cuda" and not torch.cuda.is_available():
+        pytest.skip(NO_GPU)
+    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op, backend", backend_cases())
+def test_backend_parity(op, backend, dtype):
+    started = LAUNCHES.total()
+    for _, args in samples(op, dtype, device_of(backend)):
+        assert_parity(op, args, backend=backend, gradients=True)
+    assert backend != "triton" or LAUNCHES.total() > started, "parity of the reference with itself"
 
 
 @pytest.mark.parametrize("op", OPS)
