@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import ops  # noqa: F401  (registers the operators that backends() lists)
+from . import (
+    native,
+    ops,  # noqa: F401  (registers the operators that backends() lists)
+)
 from ._version import __version__
 from .dispatch import backends, forced_backend
 from .report import Table
@@ -44,6 +47,7 @@ def facts() -> Table:
             "processor",
             f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         ),
+        Fact("native library", native.description()),
         Fact("cuda device", cuda),
         Fact("forced backend", forced_backend() or "none"),
     ]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,19 @@ import torch
 Config = dict[str, int]
 TUNED = Path(__file__).with_name("tuned")
 REACH = 3.0
+
+
+_tried: ContextVar[tuple[str, Config] | None] = ContextVar("altclip_fast_tried", default=None)
+
+
+@contextmanager
+def trying(op: str, config: Config) -> Iterator[None]:
+    """Calls of `op` in here take this configuration: for the tuner, and to compile what it would try."""
+    token = _tried.set((op, config))
+    try:
+        yield
+    finally:
+        _tried.reset(token)
 
 
 class Row(NamedTuple):
@@ -33,6 +48,9 @@ def configuration(
     op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], default: Callable[[], Config]
 ) -> Config:
     """The configuration of `op` for this shape: its tile sizes, num_warps and num_stages."""
+    tried = _tried.get()
+    if tried is not None and tried[0] == op:
+        return tried[1]
     if device.type == "cuda" and (found := _measured(_name(device), op, str(dtype).removeprefix("torch."), shape)):
         return found
     return default()

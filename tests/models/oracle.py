@@ -17,6 +17,7 @@ import torch
 import transformers
 
 import altclip_fast as af
+from altclip_fast.checkpoint import to_plain
 
 GATE = 5e-6  # of float32 against transformers: times the scale of what is compared
 PAD, EOS = 1, 98
@@ -317,3 +318,40 @@ def structure(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(structure(item) for item in value)
     return None if value is None else tuple(value.shape)
+
+
+def loss_of(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """A scalar that every output takes part in; the loss itself where the class has one."""
+    name = type(model).__name__
+    if name in JOINT:
+        return model(**inputs, return_loss=True).loss
+    if name == "CLIPForImageClassification":
+        return model(**inputs, labels=torch.tensor([0, 1, 1])).loss
+    output = model(**inputs)
+    mask = inputs.get("attention_mask", torch.ones(output.last_hidden_state.shape[:2]))
+    weight = torch.linspace(-1, 2, output.last_hidden_state.shape[-1])
+    total = (output.last_hidden_state * weight * mask[..., None]).sum()
+    rest = [v for k, v in output.items() if k != "last_hidden_state"]
+    return total + sum((v * torch.linspace(1, -3, v.shape[-1])).square().sum() for v in rest)
+
+
+def gradients(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The loss, and the gradient of every parameter by name."""
+    model.zero_grad(set_to_none=True)
+    loss = loss_of(model, inputs)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_same_gradients(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """By the gate, relative to the largest gradient of the model. `theirs` may have transformers' names."""
+    names, unexpected = to_plain(theirs, ours)
+    assert not unexpected and set(names.values()) == set(ours)
+    largest = max(g.abs().max().item() for g in theirs.values() if g is not None)
+    assert largest > 0
+    for stored, name in names.items():
+        if theirs[stored] is None:
+            assert ours[name] is None or not ours[name].any(), f"{name} has a gradient, transformers' has none"
+        else:
+            assert ours[name] is not None, f"{name} has no gradient"
+            assert_close(ours[name], theirs[stored], f"gradient of {name}", scale=largest)

@@ -8,47 +8,23 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.distributed as dist
-from oracle import CASES, CLASSES, GATE, JOINT, TEXT, assert_close, inputs_for, pair, pixels, texts
+from oracle import (
+    CASES,
+    CLASSES,
+    GATE,
+    JOINT,
+    TEXT,
+    assert_close,
+    assert_same_gradients,
+    gradients,
+    inputs_for,
+    pair,
+    pixels,
+    texts,
+)
 from torch import nn
 
-from altclip_fast.checkpoint import to_plain
 from altclip_fast.models.layers import Attention
-
-
-def loss_of(model, inputs):
-    """A scalar that every output takes part in; the loss itself where the class has one."""
-    name = type(model).__name__
-    if name in JOINT:
-        return model(**inputs, return_loss=True).loss
-    if name == "CLIPForImageClassification":
-        return model(**inputs, labels=torch.tensor([0, 1, 1])).loss
-    output = model(**inputs)
-    mask = inputs.get("attention_mask", torch.ones(output.last_hidden_state.shape[:2]))
-    weight = torch.linspace(-1, 2, output.last_hidden_state.shape[-1])
-    total = (output.last_hidden_state * weight * mask[..., None]).sum()
-    rest = [v for k, v in output.items() if k != "last_hidden_state"]
-    return total + sum((v * torch.linspace(1, -3, v.shape[-1])).square().sum() for v in rest)
-
-
-def gradients(model, inputs):
-    model.zero_grad(set_to_none=True)
-    loss = loss_of(model, inputs)
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
-
-
-def assert_same_gradients(ours, theirs):
-    """By the gate, relative to the largest gradient of the model. `theirs` may have transformers' names."""
-    names, unexpected = to_plain(theirs, ours)
-    assert not unexpected and set(names.values()) == set(ours)
-    largest = max(g.abs().max().item() for g in theirs.values() if g is not None)
-    assert largest > 0
-    for stored, name in names.items():
-        if theirs[stored] is None:
-            assert ours[name] is None or not ours[name].any(), f"{name} has a gradient, transformers' has none"
-        else:
-            assert ours[name] is not None, f"{name} has no gradient"
-            assert_close(ours[name], theirs[stored], f"gradient of {name}", scale=largest)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,20 @@
+"""`python -m benchmarks kernels`: what the compiler makes of every Triton kernel."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import kernels
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    kernels.add_command(commands)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""What the compiler makes of every Triton kernel, for GPUs that need not be here.
+
+The launchers are called on tensors of the meta device while `launch.recording` keeps what they would start; each
+launch is then compiled for sm_80 or sm_90, and its machine code is read: registers, spills, shared memory, tensor
+core instructions, wide loads. Beside that stands what the call costs at least on an H200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import native_specialize_impl
+
+from altclip_fast.kernels import launch, norm
+from altclip_fast.report import Table
+
+CAPABILITIES = (80, 90)
+DTYPES = (torch.float32, torch.bfloat16)
+
+# Of an H200, measured: bytes a second, and operations a second of each dtype on the tensor cores (float32: 3 x TF32).
+BANDWIDTH = 4.3e12
+COMPUTE = {torch.float32: 790e12 / 6, torch.bfloat16: 790e12, torch.float16: 790e12}
+
+
+class Machine(NamedTuple):
+    """What a multiprocessor of an architecture has."""
+
+    shared: int  # bytes that one program may take
+    all_shared: int  # bytes, of which each program also takes 1 KiB
+    registers: int = 65536
+    warps: int = 64
+    programs: int = 32
+
+
+MACHINES = {80: Machine(163 * 1024, 164 * 1024), 90: Machine(227 * 1024, 228 * 1024)}
+
+
+class Code(NamedTuple):
+    """The machine code of one kernel."""
+
+    registers: int
+    spilled: int  # bytes of stack a thread
+    shared: int  # bytes a program
+    occupancy: float  # warps that fit on a multiprocessor, of those that it can hold
+    hgmma: int
+    hmma: int
+    wide_loads: int  # global loads of 16 bytes, asynchronous ones and those by descriptor included
+    loads: int  # all global loads
+    local: int  # accesses to local memory
+
+
+class Case(NamedTuple):
+    """One call of a launcher at a size that the models have."""
+
+    op: str
+    name: str
+    run: Callable[[], Any]
+    flops: float
+    bytes: float
+
+
+class Row(NamedTuple):
+    """One kernel of one case, compiled for one architecture."""
+
+    op: str
+    case: str
+    kernel: str
+    dtype: str
+    capability: int
+    configuration: str
+    registers: int
+    spilled: int
+    shared: int
+    occupancy: float
+    hgmma: int
+    hmma: int
+    wide_loads: int
+    loads: int
+    local: int
+    flops: float
+    bytes: float
+    roofline_us: float
+
+
+def compile_launch(recorded: launch.Launch, capability: int) -> tuple[Any, Code]:
+    """Compile a recorded launch; returns Triton's kernel (`.asm["ptx"]`) and what its machine code is like."""
+    kernel, _, arguments, options = recorded
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = arguments.get(parameter.name, parameter.default)
+        kind, alignment = "constexpr", None
+        if not parameter.is_constexpr:
+            kind, alignment = native_specialize_impl(_backend(capability), value, False, True, True)
+        signature[parameter.name] = kind
+        if kind == "constexpr":
+            constants[(i,)] = value
+        elif alignment == "D":
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options={**options, "enable_fp_fusion": True},
+    )
+    return compiled, _read(compiled, capability)
+
+
+def _backend(capability: int) -> type:
+    return type(triton.compiler.make_backend(GPUTarget("cuda", capability, 32)))
+
+
+def _read(compiled: Any, capability: int) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _cuobjdump("--dump-resource-usage", file.name)
+        code = _cuobjdump("-sass", file.name)
+    registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, code))
+
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    wide = count(r"\bLDG\.E(?:\.\w+)*\.128\b") + count(r"\bLDGSTS\.E(?:\.\w+)*\.128\b") + count(r"\bUTMALDG\b")
+    return Code(
+        registers=registers,
+        spilled=stack,
+        shared=shared,
+        occupancy=_occupancy(MACHINES[capability], registers, shared, warps),
+        hgmma=count(r"\bHGMMA\b"),
+        hmma=count(r"\bHMMA\b"),
+        wide_loads=wide,
+        loads=count(r"\bLDG\b") + count(r"\bLDGSTS\b") + count(r"\bUTMALDG\b"),
+        local=count(r"\b(?:LDL|STL)\b"),
+    )
+
+
+def _cuobjdump(*arguments: str) -> str:
+    tool = triton.knobs.nvidia.cuobjdump.path
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _occupancy(machine: Machine, registers: int, shared: int, warps: int) -> float:
+    by_registers = machine.registers // (-(-registers * 32 // 256) * 256 * warps)
+    by_shared = machine.all_shared // (shared + 1024)
+    programs = min(by_registers, by_shared, machine.warps // warps, machine.programs)
+    return programs * warps / machine.warps
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Every launcher at the sizes of ViT-L/14 (16 images: 4112 rows) and XLM-R large, forward and backward."""
+    size = dtype.itemsize
+    rows, hidden = 16 * 257, 1024
+    x, weight = meta(rows, hidden, dtype=dtype), meta(hidden, dtype=dtype)
+    traffic = rows * hidden * size
+    yield Case("layer_norm", "", lambda: norm.layer_norm(x, weight, weight, 1e-5), 0, 2 * traffic)
+    yield Case("layer_norm", "backward", lambda: norm.layer_norm_backward(x, x, weight, 1e-5), 0, 3 * traffic)
+    yield Case("add_layer_norm", "", lambda: norm.add_layer_norm(x, x, weight, weight, 1e-5), 0, 4 * traffic)
+    yield Case(
+        "add_layer_norm",
+        "backward",
+        lambda: norm.add_layer_norm_backward(x, x, x, x, weight, 1e-5),
+        0,
+        5 * traffic,
+    )
+
+
+def launches(case: Case, capability: int) -> list[launch.Launch]:
+    """What a call of the case would start on such a GPU."""
+    with launch.recording(capability) as found:
+        case.run()
+    return found
+
+
+def _jobs() -> list[tuple[int, torch.dtype, int]]:
+    return [
+        (index, dtype, capability)
+        for capability in CAPABILITIES
+        for dtype in DTYPES
+        for index, _ in enumerate(cases(dtype))
+    ]
+
+
+def _compile(job: tuple[int, torch.dtype, int]) -> list[Row]:
+    index, dtype, capability = job
+    case = list(cases(dtype))[index]
+    floor = max(case.flops / COMPUTE[dtype], case.bytes / BANDWIDTH) * 1e6
+    rows = []
+    for recorded in launches(case, capability):
+        _, code = compile_launch(recorded, capability)
+        constants = {p.name: recorded.arguments[p.name] for p in recorded.kernel.params if p.is_constexpr}
+        shown = ", ".join(f"{k}={v}" for k, v in {**constants, **recorded.options}.items())
+        name = str(dtype).removeprefix("torch.")
+        found = (case.op, case.name, recorded.kernel.fn.__name__, name, capability, shown)
+        rows.append(Row(*found, *code, case.flops, case.bytes, floor))
+    return rows
+
+
+def report(workers: int) -> Table:
+    """Compile everything; one `Row` a kernel."""
+    if launch.INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET is 1: an interpreted kernel cannot be compiled; unset it")
+    jobs = _jobs()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        found = [row for rows in pool.map(_compile, jobs) for row in rows]
+    return Table(Row._fields, list(dict.fromkeys(found)))
+
+
+def add_command(commands: Any) -> None:
+    """Add `kernels` to the command line."""
+    parser = commands.add_parser("kernels", help="compile every Triton kernel ahead of time and read its machine code")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows as JSON lines")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    table = report(options.workers)
+    if options.output:
+        lines = [json.dumps({**row._asdict(), "triton": triton.__version__}) for row in table]
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    hidden = {"flops", "bytes", "configuration"}
+    shown = [name for name in Row._fields if name not in hidden]
+    print(Table(shown, [[_text(getattr(row, name)) for name in shown] for row in table]))
+    sys.exit(1 if any(row.spilled or row.local for row in table) else 0)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,94 @@
+// The only place that knows torch: one schema and one implementation for each native op. Through torch's stable ABI, so
+// that a library built once loads in this torch and in later ones. Shapes and dtypes were checked by the Python op.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace altclip_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The best set that this processor has, or a lesser one that ATEN_CPU_CAPABILITY (avx2, default) asks torch for.
+const Kernels& choose() {
+  const char* asked = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string most = asked ? asked : "avx512";
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (most != "default" && most != "avx2" && has_avx512) return avx512::kernels;
+  if (most != "default" && has_avx2) return avx2::kernels;
+#endif
+  return portable::kernels;
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+std::string cpu_capability() { return kernels().name; }
+
+Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::Float32;
+    case ScalarType::BFloat16: return Dtype::BFloat16;
+    case ScalarType::Half: return Dtype::Float16;
+    default: STD_TORCH_CHECK(false, "float32, bfloat16 or float16 is needed");
+  }
+}
+
+Rows rows_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
+
+std::vector<int64_t> starts(const Tensor& cu_seqlens, int64_t rows) {
+  std::vector<int64_t> found(cu_seqlens.size(0));
+  const int64_t step = cu_seqlens.stride(0);
+  for (size_t i = 0; i < found.size(); i++) {
+    found[i] = cu_seqlens.scalar_type() == ScalarType::Int
+                   ? static_cast<const int32_t*>(cu_seqlens.data_ptr())[i * step]
+                   : static_cast<const int64_t*>(cu_seqlens.data_ptr())[i * step];
+    STD_TORCH_CHECK(found[i] >= (i ? found[i - 1] : 0) && found[i] <= rows, "cu_seqlens must rise from 0 to ", rows);
+  }
+  STD_TORCH_CHECK(found.front() == 0 && found.back() == rows, "cu_seqlens must rise from 0 to ", rows);
+  return found;
+}
+
+Tensor attention_cpu(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, bool causal,
+                     double scale) {
+  const int64_t heads = q.size(1);
+  Tensor out = torch::stable::new_empty(q, {q.size(0), heads, v.size(2)});
+  const auto starts_q = starts(cu_seqlens_q, q.size(0)), starts_k = starts(cu_seqlens_k, k.size(0));
+  const Attention work = {rows_of(q), rows_of(k),     rows_of(v), out.mutable_data_ptr(), starts_q.data(),
+                          starts_k.data(), heads, q.size(2), v.size(2), static_cast<float>(scale), causal, dtype_of(q)};
+  const int64_t items = (cu_seqlens_q.size(0) - 1) * heads;
+  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { kernels().attention(work, begin, end); });
+  return out;
+}
+
+}  // namespace
+}  // namespace altclip_fast
+
+STABLE_TORCH_LIBRARY(altclip_fast_native, m) {
+  m.def("cpu_capability() -> str");
+  m.def(
+      "attention_cpu(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, bool causal, float scale) "
+      "-> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&altclip_fast::cpu_capability));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CPU, m) {
+  m.impl("attention_cpu", TORCH_BOX(&altclip_fast::attention_cpu));
+}

@@ -1,0 +1,16 @@
+// Compiled once for each instruction set, with -DISA=avx512, avx2 or portable and that set's flags.
+#include <stdlib.h>
+
+#include "attention.h"
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+namespace altclip_fast {
+namespace ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {TEXT(ISA), attention};
+
+}  // namespace ISA
+}  // namespace altclip_fast

@@ -1,0 +1,56 @@
+"""The native library: what runs where, and what an installation without it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from altclip_fast import native
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_it_is_built_where_the_tests_run():
+    assert native.missing() is None
+
+
+@pytest.mark.parametrize("asked, allowed", [("default", {"portable"}), ("avx2", {"avx2", "portable"})])
+def test_the_instruction_set_can_be_lowered(asked, allowed):
+    code = "from altclip_fast import native; assert native.missing() is None; print(native.kernels().cpu_capability())"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": asked}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() in allowed, done.stderr
+
+
+def test_the_instruction_set_is_the_one_that_torch_uses():
+    torchs = torch.backends.cpu.get_cpu_capability()
+    assert native.kernels().cpu_capability() == {"AVX512": "avx512", "AVX2": "avx2"}.get(torchs, "portable")
+
+
+def test_without_the_library(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "absent.so")
+    assert "was not built" in native.missing.__wrapped__()
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(native, "LIBRARY", broken)
+    assert "does not load" in native.missing.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    "variables, reason",
+    [
+        ({"ALTCLIP_FAST_NATIVE": "0"}, "ALTCLIP_FAST_NATIVE is 0"),
+        ({"CXX": "no-such-compiler"}, "there is no compiler 'no-such-compiler'"),
+        ({"CXX": "false"}, "the build failed"),
+    ],
+)
+def test_a_build_that_is_not_possible_is_no_error(variables, reason, tmp_path):
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert reason in done.stdout and done.stdout.count("without its native library") == 1
+    assert not list(tmp_path.rglob("*.so"))
