@@ -1,26 +1,35 @@
-# make test | test-all | venv | lint | types | clean
+# make demo | test | test-all | venv | lint | types | clean
 
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 
 BIN   := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUNS  := $(VENV)/.installed
+STAMP := $(VENV)/.installed-for-tests
 PIP   := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: venv lint types test test-all clean
+.PHONY: demo venv lint types test test-all clean
 
 venv: $(STAMP)
 
 # torch and the build tools come first: --no-build-isolation builds with what is installed.
-$(STAMP): setup.py pyproject.toml constraints.txt
+$(RUNS): setup.py pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing torch"
-	@$(PIP) setuptools wheel torch
+	@$(PIP) setuptools wheel ninja torch
+	@echo "installing altclip_fast"
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(STAMP): $(RUNS)
 	@echo "installing altclip_fast[test]"
 	@$(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
+
+demo: $(RUNS)
+	@$(BIN)/altclip-fast demo
 
 lint: venv
 	@$(BIN)/ruff check --quiet .

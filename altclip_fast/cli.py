@@ -9,10 +9,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .files import staged
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,10 +55,10 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="show a model at work that altclip_fast.embedded.train made",
-        description="Classify fresh drawings and held-out digits in several languages.",
+        help="show the model that the package carries at work",
+        description="Classify fresh drawings and held-out digits in several languages, and search among drawings.",
     )
-    demo.add_argument("--model", required=True, help="a folder that altclip_fast.embedded.train wrote")
+    demo.add_argument("--model", default="embedded", help="or a folder that altclip_fast.embedded.train wrote")
     demo.add_argument("--seed", type=_natural, metavar="N", help="of the drawings (default: a new one each time)")
     demo.add_argument("--output", default="altclip-fast-demo.png", metavar="FILE.png", help="the picture to write")
     demo.add_argument("--query", default="a big red star on a white background", help="what to search for")
@@ -73,18 +76,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder in the hub's layout, or a hub id")
+    parser.add_argument(
+        "--model",
+        help="a folder in the hub's layout, or a hub id (default: embedded, which knows drawn shapes and digits only)",
+    )
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
     parser.add_argument("--batch-size", type=_positive, default=32, metavar="N")
 
 
+def _load(options: argparse.Namespace) -> Encoder:
+    from .encoder import load
+
+    if options.model is None:
+        print(
+            f"altclip-fast {options.command}: this is the embedded model, which knows drawn shapes and digits only; "
+            "--model takes another",
+            file=sys.stderr,
+        )
+    return load(options.model or "embedded", device=options.device, dtype=options.dtype, revision=options.revision)
+
+
 def _classify(options: argparse.Namespace) -> int:
-    from .encoder import fill_template, load
+    from .encoder import fill_template
 
     fill_template(options.template, "")
-    encoder = load(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
+    encoder = _load(options)
     classifier = encoder.classifier(options.labels, options.template)
     embeddings, failures = encoder.encode_image(options.images, batch_size=options.batch_size, errors="skip")
     failed = {failure.index: failure.error for failure in failures}
@@ -112,12 +130,10 @@ def _print_ranks(rows: list[dict[str, Any]]) -> None:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from .encoder import load
-
     inputs = [*options.images, *options.text]
     if not inputs:
         raise ValueError("nothing to embed; give image files, or --text")
-    encoder = load(options.model, device=options.device, dtype=options.dtype, revision=options.revision)
+    encoder = _load(options)
     images = encoder.encode_image(options.images, batch_size=options.batch_size)
     rows = [*images.tolist(), *encoder.encode_text(options.text, batch_size=options.batch_size).tolist()]
     if options.output is None:

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ from .processing.processors import AltCLIPProcessor, CLIPProcessor
 
 TEMPLATE = "This is a photo of {}."
 _KEPT_LABEL_SETS = 16
+EMBEDDED = {
+    "embedded": Path(__file__).with_name("embedded") / "altclip",
+    "embedded-clip": Path(__file__).with_name("embedded") / "clip",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def load(
     """A checkpoint's model and processor.
 
     Args:
-        name: a folder in the hub's layout, or a hub id.
+        name: a folder in the hub's layout, or a hub id; or "embedded" (AltCLIP, 11 languages) or "embedded-clip"
+            (English), small models of drawn shapes and digits that the package carries.
         device: of the model; None is the first CUDA device where there is one, else the CPU.
         dtype: of the model; None keeps the stored one.
         quantization: None; quantised weights are not supported yet.
@@ -63,6 +69,7 @@ def load(
     }
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = EMBEDDED.get(os.fspath(name), name)
     processor = AutoProcessor.from_pretrained(name, **where)
     model = AutoModel.from_pretrained(name, device=device, dtype=dtype, quantization=quantization, **where)
     return Encoder(model, processor)

@@ -65,7 +65,6 @@ def test_a_bad_file_is_reported_and_the_others_go_on(capsys, altclip_folder, pho
         [],
         ["classify"],
         ["classify", "a.jpg"],
-        ["classify", "a.jpg", "--labels", "a"],
         ["nonsense"],
         ["classify", "a.jpg", "--labels", "a", "--model", "m", "--batch-size", "0"],
         ["classify", "a.jpg", "--labels", "a", "--model", "m", "--dtype", "int7"],

@@ -16,13 +16,16 @@ It is made for trying the library, for tests and for benchmarks that need a mode
 Nothing was downloaded. Pictures: drawings of one or two coloured shapes (8 colours, 8 shapes, 2 sizes, 5 positions,
 8 grounds; flat, outlined, hollow or shaded; 40 to 400 pixels), and the handwritten digits that scikit-learn ships.
 Captions: templates in {languages}.
-13 of the 64 pairs of colour and shape, and a third of the digits, were never shown.
+13 of the 64 pairs of colour and shape, and a third of the digits, were never shown. Shapes in colours that no caption
+names (cyan, pink, brown, gray, magenta, teal) were, with the name of the shape alone.
 
 ## Recipe
 
-`python -m altclip_fast.embedded.train --output FOLDER{options}`, the stages of AltCLIP (arXiv 2211.06679): an English
-CLIP by contrastive learning; the multilingual text tower by mean squared error to its embeddings of parallel captions;
-then contrastive learning with the image tower frozen. Weights are float16.
+    python -m altclip_fast.embedded.train --output FOLDER{options}
+
+The stages of AltCLIP (arXiv 2211.06679): an English CLIP by contrastive learning; the multilingual text tower by mean
+squared error to its embeddings of parallel captions; then contrastive learning with the image tower frozen. Weights are
+float16.
 
 ## Accuracies
 
@@ -35,6 +38,8 @@ everything comes first among 200 scenes.
 
 It knows its shapes, colours, digits and words, and nothing else: any other picture or label gets an arbitrary answer,
 with a confident score. Words that it has not seen become pieces or `<unk>`. It does not count, and it reads no text.
+A shape whose edges all fall on the borders of its patches (a centred cross with arms a quarter of the picture wide) was
+seen taken for a square.
 """
 
 

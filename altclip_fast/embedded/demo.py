@@ -165,9 +165,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+_SPELLED_OUT = str.maketrans({"ʾ": "'", "ʿ": "'", "ß": "ss", "œ": "oe", "æ": "ae", "ø": "o"})
+
+
 def _latin(text: str) -> str:
     """The text without accents: Pillow's own font, the only one that is sure to be there, has no more letters."""
-    plain = unicodedata.normalize("NFKD", text.translate({0x2BE: "'", 0x2BF: "'", 0xDF: "ss"}))
+    plain = unicodedata.normalize("NFKD", text.translate(_SPELLED_OUT))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     return plain if plain.isascii() else "(a sentence in another script)"
 
