@@ -38,6 +38,7 @@ PREFERENCE = ("cuda", "triton", "cpu", "reference")
 NAMESPACE = "altclip_fast"
 
 OPS: dict[str, Op] = {}
+PLAIN: set[type] = {Tensor, torch.nn.Parameter}  # kinds of tensors that need not see which ops they go through
 
 
 class BackendUnavailableError(ValueError):
@@ -115,6 +116,8 @@ class Backend:
             return reason
         if _autocasting(args):
             return "autocast is on, and chooses the dtypes of the reference"
+        if self.backward is None and _forced.get() != self.name and _records(args):
+            return "gradients are asked for, and without a backward of its own the reference would run again for them"
         answer = True if self.when is None else self.when(*args)
         if answer is True:
             return None
@@ -274,15 +277,14 @@ def _differentiable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def _records(args: tuple) -> bool:
+    """Autograd would record a call with these arguments."""
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
 def _seen_by_autograd(args: tuple) -> bool:
-    grad = torch.is_grad_enabled()
-    for a in args:
-        if isinstance(a, Tensor):
-            if grad and a.requires_grad:
-                return True
-            if type(a) is not Tensor and type(a) is not torch.nn.Parameter:
-                return True
-    return False
+    """Autograd, or a tensor subclass that wants to know of every op, has to see the call."""
+    return _records(args) or any(isinstance(a, Tensor) and type(a) not in PLAIN for a in args)
 
 
 def _contiguous(outputs: Any) -> Any:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +28,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import native_specialize_impl
 
-from altclip_fast.kernels import launch, norm
+from altclip_fast.kernels import attention, contrastive, embedding, launch, linear, norm, tuning
 from altclip_fast.report import Table
 
 CAPABILITIES = (80, 90)
 DTYPES = (torch.float32, torch.bfloat16)
+ROWS, HIDDEN = 16 * 257, 1024
 
 # Of an H200, measured: bytes a second, and operations a second of each dtype on the tensor cores (float32: 3 x TF32).
 BANDWIDTH = 4.3e12
@@ -63,6 +65,8 @@ class Code(NamedTuple):
     wide_loads: int  # global loads of 16 bytes, asynchronous ones and those by descriptor included
     loads: int  # all global loads
     local: int  # accesses to local memory
+    dot_rows: int  # of the tallest product, 0 where there is none
+    precision: str  # how float32 products are made: "tf32x3", "ieee"; "" where there are none
 
 
 class Case(NamedTuple):
@@ -93,6 +97,8 @@ class Row(NamedTuple):
     wide_loads: int
     loads: int
     local: int
+    dot_rows: int
+    precision: str
     flops: float
     bytes: float
     roofline_us: float
@@ -135,6 +141,9 @@ def _read(compiled: Any, capability: int) -> Code:
     def count(pattern: str) -> int:
         return len(re.findall(pattern, code))
 
+    products = re.findall(r"tt\.dot [^\n]*?: tensor<(\d+)x\d+x(\w+)>", compiled.asm["ttir"])
+    precisions = set(re.findall(r"inputPrecision = (\w+)", compiled.asm["ttir"])) or {"ieee"}
+    single = any(kind == "f32" for _, kind in products)
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     wide = count(r"\bLDG\.E(?:\.\w+)*\.128\b") + count(r"\bLDGSTS\.E(?:\.\w+)*\.128\b") + count(r"\bUTMALDG\b")
     return Code(
@@ -147,6 +156,8 @@ def _read(compiled: Any, capability: int) -> Code:
         wide_loads=wide,
         loads=count(r"\bLDG\b") + count(r"\bLDGSTS\b") + count(r"\bUTMALDG\b"),
         local=count(r"\b(?:LDL|STL)\b"),
+        dot_rows=max((int(rows) for rows, _ in products), default=0),
+        precision="+".join(sorted(precisions)) if single else "",
     )
 
 
@@ -169,20 +180,102 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """Every launcher at the sizes of ViT-L/14 (16 images: 4112 rows) and XLM-R large, forward and backward."""
-    size = dtype.itemsize
-    rows, hidden = 16 * 257, 1024
-    x, weight = meta(rows, hidden, dtype=dtype), meta(hidden, dtype=dtype)
-    traffic = rows * hidden * size
-    yield Case("layer_norm", "", lambda: norm.layer_norm(x, weight, weight, 1e-5), 0, 2 * traffic)
-    yield Case("layer_norm", "backward", lambda: norm.layer_norm_backward(x, x, weight, 1e-5), 0, 3 * traffic)
-    yield Case("add_layer_norm", "", lambda: norm.add_layer_norm(x, x, weight, weight, 1e-5), 0, 4 * traffic)
-    yield Case(
-        "add_layer_norm",
-        "backward",
-        lambda: norm.add_layer_norm_backward(x, x, x, x, weight, 1e-5),
-        0,
-        5 * traffic,
+    for of_op in (_norm, _linear, _attention, _embedding, _contrastive):
+        yield from of_op(dtype)
+
+
+def _norm(dtype: torch.dtype) -> Iterator[Case]:
+    x, weight = meta(ROWS, HIDDEN, dtype=dtype), meta(HIDDEN, dtype=dtype)
+    add_backward = partial(norm.add_layer_norm_backward, x, x, x, x, weight, 1e-5)
+    yield Case("layer_norm", "", partial(norm.layer_norm, x, weight, weight, 1e-5), 0, _bytes(x, x))
+    yield Case("layer_norm", "backward", partial(norm.layer_norm_backward, x, x, weight, 1e-5), 0, _bytes(x, x, x))
+    add = partial(norm.add_layer_norm, x, x, weight, weight, 1e-5)
+    yield Case("add_layer_norm", "", add, 0, _bytes(x, x, x, x))
+    yield Case("add_layer_norm", "backward", add_backward, 0, _bytes(x, x, x, x, x))
+
+
+def _linear(dtype: torch.dtype) -> Iterator[Case]:
+    x, square, bias = (meta(*shape, dtype=dtype) for shape in ((ROWS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN,)))
+    flops = 2 * ROWS * HIDDEN**2
+    arguments = (x, square, bias, "none", x)
+    yield Case("linear", "residual", partial(linear.linear, *arguments), flops, _bytes(x, square, x, x))
+    back = partial(linear.linear_backward, x, *arguments)
+    yield Case("linear", "residual, backward", back, 2 * flops, _bytes(x, x, square, x, square))
+    few = meta(8, HIDDEN, dtype=dtype)
+    yield Case("linear", "8 rows", partial(linear.linear, few, square, bias), 16 * HIDDEN**2, _bytes(square))
+    wide, wide_bias = meta(4 * HIDDEN, HIDDEN, dtype=dtype), meta(4 * HIDDEN, dtype=dtype)
+    weights = (wide, wide_bias, meta(HIDDEN, 4 * HIDDEN, dtype=dtype), bias)
+    for activation in ("quick_gelu", "gelu"):
+        arguments = (x, *weights, activation, x)
+        cost = 8 * flops, _bytes(x, wide, wide, x, x)
+        yield Case("mlp", activation, partial(linear.mlp, *arguments), *cost)
+    yield Case("mlp", "gelu, backward", partial(linear.mlp_backward, x, *arguments), 20 * flops, cost[1])
+    for config in linear.candidates(dtype):
+        run = partial(_tried, "linear", config, partial(linear.linear, x, wide, wide_bias, "quick_gelu"))
+        yield Case("linear", "candidate", run, 4 * flops, _bytes(x, wide) + 4 * _bytes(x))
+
+
+def _attention(dtype: torch.dtype) -> Iterator[Case]:
+    for name, heads, dim, tokens, batch, causal in (
+        ("images", 16, 64, 257, 16, False),
+        ("images, heads of 80", 16, 80, 257, 16, False),
+        ("text", 12, 64, 77, 64, True),
+    ):
+        q, k, v = meta(batch * tokens, 3, heads, dim, dtype=dtype).unbind(1)
+        cu_seqlens = meta(batch + 1, dtype=torch.int32)
+        arguments = (q, k, v, cu_seqlens, cu_seqlens, tokens, tokens, causal, None)
+        flops = 4 * batch * heads * tokens**2 * dim / (2 if causal else 1)
+        yield Case("attention", name, partial(attention.attention, *arguments), flops, _bytes(q, k, v, q))
+        grad = meta(batch * tokens, heads, dim, dtype=dtype)
+        back = partial(attention.attention_backward, grad, *arguments)
+        yield Case("attention", f"{name}, backward", back, 3.5 * flops, _bytes(q, k, v, q, q, k, v))
+
+
+def _embedding(dtype: torch.dtype) -> Iterator[Case]:
+    patch, hidden = meta(HIDDEN, 3, 14, 14, dtype=dtype), meta(HIDDEN, dtype=dtype)
+    positions, out = meta(257, HIDDEN, dtype=dtype), meta(ROWS, HIDDEN, dtype=dtype)
+    normalised = ([0.48, 0.46, 0.41], [0.27, 0.26, 0.28])
+    for name, pixels, rest in (
+        ("", meta(16, 3, 224, 224, dtype=dtype), ()),
+        ("bytes", meta(16, 3, 224, 224, dtype=torch.uint8), normalised),
+    ):
+        run = partial(embedding.patch_embed, pixels, patch, hidden, positions, *rest)
+        yield Case("patch_embed", name, run, 2 * 16 * 256 * 588 * HIDDEN, _bytes(pixels, patch, out))
+    ids, word, position = (
+        meta(512, dtype=torch.int64),
+        meta(250002, HIDDEN, dtype=dtype),
+        meta(514, HIDDEN, dtype=dtype),
     )
+    one = meta(1, HIDDEN, dtype=dtype)
+    run = partial(embedding.text_embed, ids, ids, ids, word, position, one, hidden, hidden, 1e-5, 1)
+    yield Case("text_embed", "", run, 0, 3 * 512 * HIDDEN * dtype.itemsize)
+
+
+def _contrastive(dtype: torch.dtype) -> Iterator[Case]:
+    a, b, scale = (meta(*shape, dtype=dtype) for shape in ((1024, 768), (65536, 768), ()))
+    flops, read, logits = 2 * 1024 * 65536 * 768, _bytes(a, b), 1024 * 65536 * dtype.itemsize
+    yield Case("l2_normalize", "", partial(contrastive.l2_normalize, b), 0, _bytes(b, b))
+    yield Case("similarity", "", partial(contrastive.similarity, a, b, 1.0, True), flops, read + logits)
+    softmax = partial(contrastive.similarity_softmax, a, b, 1.0, True)
+    yield Case("similarity_softmax", "", softmax, 2 * flops, read + logits)
+    for k in (1, 10, 100):
+        run = partial(contrastive.similarity_topk, a, b, k, 1.0, True)
+        yield Case("similarity_topk", f"k={k}", run, flops, read)
+    image = meta(8192, 768, dtype=dtype)
+    loss, back = contrastive.contrastive_loss, contrastive.contrastive_loss_backward
+    square = 2 * 8192**2 * 768
+    yield Case("contrastive_loss", "", partial(loss, image, image, scale, True), square, _bytes(image, image))
+    run = partial(back, scale, image, image, scale, True)
+    yield Case("contrastive_loss", "backward", run, 4 * square, 2 * _bytes(image, image))
+
+
+def _tried(op: str, config: tuning.Config, run: Callable[[], Any]) -> None:
+    with tuning.trying(op, config):
+        run()
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def launches(case: Case, capability: int) -> list[launch.Launch]:

@@ -411,9 +411,22 @@ def test_gradients_under_a_dispatch_mode():
 
 def test_second_derivatives_are_refused():
     some, x = scaled("cpu"), doubles(3)
-    (first,) = torch.autograd.grad(some(x).square().sum(), x, create_graph=True)
+    with use_backend("cpu"):
+        (first,) = torch.autograd.grad(some(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="backward"):
         first.sum().backward()
+
+
+def test_without_a_backward_of_its_own_a_backend_is_not_chosen_for_training():
+    some, x = scaled("cpu"), doubles(3)
+    assert some.choose(x) == "reference" and "gradients" in some.reasons(x)["cpu"]
+    assert some.choose(x.detach()) == "cpu"
+    with torch.no_grad():
+        assert some.choose(x) == "cpu"
+    with use_backend("cpu"):
+        assert some.choose(x) == "cpu"
+    some.backward("cpu")(lambda grads, x, factor: [grads[0] * factor])
+    assert some.choose(x) == "cpu"
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -8,10 +8,14 @@ Packed rows hold the sequences one after the other without padding: sequence b i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import native
 from ..dispatch import op
 from . import checks
 
@@ -156,6 +160,58 @@ def attention(
     padded_v = _pad(v, places_k, batch, max_seqlen_k)
     out = _attend(padded_q, padded_k, padded_v, mask, scale, causal and mask is None).transpose(1, 2)
     return (out.reshape(rows_q, *out.shape[2:]) if places_q is None else out[places_q]).contiguous()
+
+
+def _triton_takes(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> bool | str:
+    if not (1 <= q.shape[2] <= 128 and 1 <= v.shape[2] <= 128):
+        return f"heads of {q.shape[2]} and {v.shape[2]} columns; 1 to 128 are covered"
+    scale = rest[-1]
+    if scale is not None and not 0 < scale < float("inf"):
+        return f"scale is {scale}; a positive one is covered"
+    return checks.kernel_dtype(q)
+
+
+@attention.backend("triton", when=_triton_takes)
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+    scale: float | None,
+) -> Tensor:
+    from ..kernels import attention
+
+    return attention.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
+
+
+@attention.backward("triton")
+def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
+    from ..kernels import attention
+
+    return attention.attention_backward(grads[0], *args)
+
+
+@attention.backend("cpu", when=lambda q, *_: native.missing() or checks.kernel_dtype(q))
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+    scale: float | None,
+) -> Tensor:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    try:
+        return native.kernels().attention_cpu(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, scale)
+    except RuntimeError as error:
+        raise ValueError(f"attention: {error}") from error
 
 
 @op(check=_check_masked)

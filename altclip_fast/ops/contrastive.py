@@ -9,6 +9,8 @@ Radford et al., CLIP (arXiv 2103.00020), figure 3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,6 +82,19 @@ def l2_normalize(x: Tensor) -> Tensor:
     return (wide / norm).to(x.dtype)
 
 
+def _triton_takes(x: Tensor, *_: object) -> bool | str:
+    if x.shape[-1] > 16384:
+        return f"a row of {x.shape[-1]} elements is longer than 16384"
+    return checks.kernel_dtype(x)
+
+
+@l2_normalize.backend("triton", when=_triton_takes)
+def _(x: Tensor) -> Tensor:
+    from ..kernels import contrastive
+
+    return contrastive.l2_normalize(x)
+
+
 def _scores(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     if normalize:
         a, b = l2_normalize.reference(a), l2_normalize.reference(b)
@@ -105,6 +120,13 @@ def similarity(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool = True)
     return _scores(a, b, scale, normalize)
 
 
+@similarity.backend("triton", when=_triton_takes)
+def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+    from ..kernels import contrastive
+
+    return contrastive.similarity(a, b, scale, normalize)
+
+
 @op(check=_check_topk)
 def similarity_topk(a: Tensor, b: Tensor, k: int, scale: float = 1.0, normalize: bool = True) -> tuple[Tensor, Tensor]:
     """The k most similar rows of b for every row of a, best first.
@@ -121,6 +143,17 @@ def similarity_topk(a: Tensor, b: Tensor, k: int, scale: float = 1.0, normalize:
     """
     values, indices = _scores(a, b, scale, normalize).sort(dim=-1, descending=True, stable=True)
     return values[:, :k].contiguous(), indices[:, :k].contiguous()
+
+
+def _triton_takes_k(a: Tensor, b: Tensor, k: int, *_: object) -> bool | str:
+    return _triton_takes(a) if k <= 512 else f"k is {k}; up to 512 fit in the registers"
+
+
+@similarity_topk.backend("triton", when=_triton_takes_k)
+def _(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool) -> tuple[Tensor, Tensor]:
+    from ..kernels import contrastive
+
+    return contrastive.similarity_topk(a, b, k, scale, normalize)
 
 
 @op(check=_check_softmax)
@@ -140,6 +173,13 @@ def similarity_softmax(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
+@similarity_softmax.backend("triton", when=_triton_takes)
+def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+    from ..kernels import contrastive
+
+    return contrastive.similarity_softmax(a, b, scale, normalize)
+
+
 @op(check=_check_argmax)
 def similarity_argmax(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool = True) -> Tensor:
     """The most similar row of b for every row of a; the lowest index among equals.
@@ -154,6 +194,13 @@ def similarity_argmax(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool 
         ValueError, TypeError: shapes, dtypes or devices do not fit.
     """
     return similarity_topk.reference(a, b, 1, scale, normalize)[1][:, 0].contiguous()
+
+
+@similarity_argmax.backend("triton", when=_triton_takes)
+def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+    from ..kernels import contrastive
+
+    return contrastive.similarity_argmax(a, b, scale, normalize)
 
 
 @op(check=_check_loss)
@@ -174,3 +221,17 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, normalize
     logits = _scores(text, image, 1.0, normalize) * logit_scale.reshape(()).exp()
     target = torch.arange(logits.shape[0], device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+@contrastive_loss.backend("triton", when=_triton_takes)
+def _(image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> Tensor:
+    from ..kernels import contrastive
+
+    return contrastive.contrastive_loss(image, text, logit_scale, normalize)
+
+
+@contrastive_loss.backward("triton")
+def _(grads: Sequence[Tensor], image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> Sequence[Tensor]:
+    from ..kernels import contrastive
+
+    return contrastive.contrastive_loss_backward(grads[0], image, text, logit_scale, normalize)

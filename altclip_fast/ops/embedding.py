@@ -85,6 +85,25 @@ def patch_embed(
     return tokens + position_embedding
 
 
+def _triton_takes_patches(pixels: Tensor, weight: Tensor, *_: object) -> bool | str:
+    taken = True if pixels.dtype is torch.uint8 else checks.kernel_dtype(pixels)
+    return checks.kernel_dtype(weight) if taken is True else taken
+
+
+@patch_embed.backend("triton", when=_triton_takes_patches)
+def _(
+    pixels: Tensor,
+    weight: Tensor,
+    class_embedding: Tensor,
+    position_embedding: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Tensor:
+    from ..kernels import embedding
+
+    return embedding.patch_embed(pixels, weight, class_embedding, position_embedding, mean, std)
+
+
 def interpolate_positions(position_embedding: Tensor, height: int, width: int) -> Tensor:
     """The learned grid of positions, resampled (bicubic) to another grid of patches; the class token's stays.
 
@@ -190,3 +209,31 @@ def text_embed(
         x = x + F.embedding(token_type_ids, token_type)
     x = x + F.embedding(position_ids, position, padding_idx)
     return x if weight is None else F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _triton_takes_text(
+    input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, word: Tensor, *_: object
+) -> bool | str:
+    if word.shape[1] > 16384:
+        return f"a row of {word.shape[1]} elements is longer than 16384"
+    return checks.kernel_dtype(word)
+
+
+@text_embed.backend("triton", when=_triton_takes_text)
+def _(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    padding_idx: int | None,
+) -> Tensor:
+    from ..kernels import embedding
+
+    return embedding.text_embed(
+        input_ids, position_ids, token_type_ids, word, position, token_type, weight, bias, eps, padding_idx
+    )

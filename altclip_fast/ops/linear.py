@@ -6,13 +6,13 @@ mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import op
+from ..dispatch import forced_backend, op
 from . import checks
 
 
@@ -94,6 +94,35 @@ def linear(
     return y if residual is None else y + residual
 
 
+def _triton_takes_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+) -> bool | str:
+    if activation == "none" and residual is None and forced_backend() != "triton":
+        return "there is nothing to fuse, and cuBLAS is faster at a plain product"
+    return checks.kernel_dtype(x)
+
+
+@linear.backend("triton", when=_triton_takes_linear)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+    from ..kernels import linear
+
+    return linear.linear(x, weight, bias, activation, residual)
+
+
+@linear.backward("triton")
+def _(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Sequence[Tensor]:
+    from ..kernels import linear
+
+    return linear.linear_backward(grads[0], x, weight, bias, activation, residual)
+
+
 @op(check=_check_mlp)
 def mlp(
     x: Tensor,
@@ -120,3 +149,34 @@ def mlp(
     """
     y = F.linear(ACTIVATION[activation](F.linear(x, w1, b1)), w2, b2)
     return y if residual is None else y + residual
+
+
+@mlp.backend("triton", when=lambda x, *_: checks.kernel_dtype(x))
+def _(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Tensor:
+    from ..kernels import linear
+
+    return linear.mlp(x, w1, b1, w2, b2, activation, residual)
+
+
+@mlp.backward("triton")
+def _(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Sequence[Tensor]:
+    from ..kernels import linear
+
+    return linear.mlp_backward(grads[0], x, w1, b1, w2, b2, activation, residual)
