@@ -116,6 +116,8 @@ class Backend:
             return reason
         if _autocasting(args):
             return "autocast is on, and chooses the dtypes of the reference"
+        if torch.jit.is_tracing():
+            return "a trace is of the reference: a kernel may keep what it has read from the values"
         if self.backward is None and _forced.get() != self.name and _records(args):
             return "gradients are asked for, and without a backward of its own the reference would run again for them"
         answer = True if self.when is None else self.when(*args)

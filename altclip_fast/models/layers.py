@@ -6,12 +6,16 @@ post-norm layer (XLM-R):              x = norm1(x + attention(x));   x = norm2(x
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..dispatch import forced_backend
 from ..ops.linear import ACTIVATION
+from ..ops.packed import QUICK_GELU, PackedWeight, pack, why_not
 from .rows import Rows
 
 
@@ -27,13 +31,75 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Linear(nn.Linear):
-    """`ops.linear` with its parameters; they are initialised by the model."""
+    """`ops.linear` with its parameters; they are initialised by the model.
+
+    On a CPU it keeps a packed copy of its weight, made by the first call without gradients. The weight itself stays
+    what it is, often pages mapped from a file, which the system can drop.
+    """
 
     def reset_parameters(self) -> None:
-        pass
+        self._kept: _Kept | None = None
 
     def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, activation, residual)
+        return ops.linear(x, self.packed(), self.bias, activation, residual)
+
+    def packed(self, factor: float = 1.0) -> Tensor:
+        """The weight as an op should get it: packed, times `factor`, where that is faster; else as it is."""
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or not _packs(self.weight)
+        ):
+            return self.weight
+        kept = self._kept
+        if kept is None or kept.packed.factor != factor or not kept.fits(self.weight):
+            kept = self._kept = _Kept.of(self.weight, factor)
+        return kept.packed
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kept = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+class _Kept(NamedTuple):
+    """A packed weight, and how to tell that the weight is still the one that was packed."""
+
+    packed: PackedWeight
+    address: int
+    version: int
+    probe: Tensor  # some of the weight's values: a fused optimiser changes them without touching the version
+
+    @classmethod
+    def of(cls, weight: Tensor, factor: float) -> _Kept:
+        return cls(pack(weight, factor), weight.data_ptr(), weight._version, _probe(weight).clone())
+
+    def fits(self, weight: Tensor) -> bool:
+        same = self.address == weight.data_ptr() and self.version == weight._version
+        return same and torch.equal(_probe(weight), self.probe)
+
+
+def _probe(weight: Tensor) -> Tensor:
+    flat = weight.detach().view(-1)
+    return flat[:: max(1, flat.numel() // 64)]
+
+
+def _packs(weight: Tensor) -> bool:
+    plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.is_contiguous()
+    wanted = forced_backend() in (None, "cpu")
+    return plain and wanted and weight.numel() > 0 and why_not(weight.dtype) is None
 
 
 def affine(layer: nn.Module, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
@@ -125,7 +191,9 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not (is_plain(self.fc1) and is_plain(self.fc2)):
             return affine(self.fc2, affine(self.fc1, x, self.activation), residual=residual)
-        return ops.mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.activation, residual)
+        factor = QUICK_GELU if self.activation == "quick_gelu" else 1.0
+        w1, w2 = self.fc1.packed(factor), self.fc2.packed(1 / factor)
+        return ops.mlp(x, w1, self.fc1.bias, w2, self.fc2.bias, self.activation, residual)
 
 
 class PreNormLayer(nn.Module):

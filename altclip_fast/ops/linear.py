@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import forced_backend, op
-from . import checks
+from . import checks, packed
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -102,6 +102,24 @@ def _triton_takes_linear(
     return checks.kernel_dtype(x)
 
 
+def _cpu_takes(*weights: Tensor) -> bool | str:
+    if (reason := packed.why_not(weights[0].dtype)) is not None:
+        return reason
+    ready = all(isinstance(w, packed.PackedWeight) for w in weights)
+    return ready or forced_backend() == "cpu" or "the weight is not packed (the models do that)"
+
+
+@linear.backend("cpu", when=lambda x, weight, *_: _cpu_takes(weight))
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+    blocked = packed.packed(weight)
+    if activation == "none":
+        return packed.product(x, blocked, bias, residual=residual)
+    fused = activation if activation in packed.FUSED else "none"
+    y = packed.product(x, blocked, bias, fused)
+    y = y if fused == activation else ACTIVATION[activation](y)
+    return y if residual is None else y + residual
+
+
 @linear.backend("triton", when=_triton_takes_linear)
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
     from ..kernels import linear
@@ -149,6 +167,23 @@ def mlp(
     """
     y = F.linear(ACTIVATION[activation](F.linear(x, w1, b1)), w2, b2)
     return y if residual is None else y + residual
+
+
+@mlp.backend("cpu", when=lambda x, w1, b1, w2, *_: _cpu_takes(w1, w2))
+def _(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Tensor:
+    if activation != "quick_gelu":
+        return linear(linear(x, packed.packed(w1), b1, activation), packed.packed(w2), b2, residual=residual)
+    bias = None if b1 is None else b1 * packed.QUICK_GELU
+    hidden = packed.product(x, packed.packed(w1, packed.QUICK_GELU), bias, "silu")  # 1.702 quick_gelu
+    return packed.product(hidden, packed.packed(w2, 1 / packed.QUICK_GELU), b2, residual=residual)
 
 
 @mlp.backend("triton", when=lambda x, *_: checks.kernel_dtype(x))
