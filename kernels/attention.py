@@ -35,6 +35,7 @@ from torch import Tensor
 
 from . import tuning
 from .launch import INTERPRETED, capability, launch
+from .linear import precision
 
 MAX_HEAD = 128
 WIDE = tl.constexpr(INTERPRETED)  # the interpreter's bfloat16 products are wrong: it multiplies in float32
@@ -184,9 +185,9 @@ def _exponentials(s, peak, scale):
 
 
 @triton.jit
-def _inverse(total):
-    """1 / total; a query without keys has a total of 0, and gets zeros."""
-    return 1.0 / tl.where(total == 0.0, 1.0, total)
+def _divisor(total):
+    """The sums of exponentials; 1 for a query without keys, which gets zeros."""
+    return tl.where(total == 0.0, 1.0, total)
 
 
 @triton.jit
@@ -302,14 +303,9 @@ def _walk_keys(
         whole = k_rows // BLOCK_N * BLOCK_N
     for key in range(0, whole, BLOCK_N):
         state = STEP(state, mine, k_view, v_view, query, key, ahead, scale, BLOCK_N, False, False, D, DV, PRECISION)
-    if CAUSAL:
+    if CAUSAL or BLOCK_N <= 2 * TAIL:
         for key in range(whole, end, BLOCK_N):
-            state = STEP(state, mine, k_view, v_view, query, key, ahead, scale, BLOCK_N, True, True, D, DV, PRECISION)
-    elif BLOCK_N <= 2 * TAIL:
-        if end > whole:
-            state = STEP(
-                state, mine, k_view, v_view, query, whole, ahead, scale, BLOCK_N, True, False, D, DV, PRECISION
-            )
+            state = STEP(state, mine, k_view, v_view, query, key, ahead, scale, BLOCK_N, True, CAUSAL, D, DV, PRECISION)
     elif end - whole > TAIL:
         state = STEP(state, mine, k_view, v_view, query, whole, ahead, scale, BLOCK_N, True, False, D, DV, PRECISION)
     elif end > whole:
@@ -368,7 +364,7 @@ def _attention_kernel(
         _, total, out = _walk_keys(
             _attend, state, (q,), k_view, v_view, query, ahead, scale, BLOCK_M, BLOCK_N, CAUSAL, D, DV, PRECISION
         )
-    _store(out_ptr, out, _inverse(total)[:, None], q_start, query, q_rows, head, heads, DV)
+    _store(out_ptr, out, (1.0 / _divisor(total))[:, None], q_start, query, q_rows, head, heads, DV)
 
 
 @triton.jit
@@ -425,7 +421,7 @@ def _attention_backward_q_kernel(
         dp, _ = _product(grad, query, v_view, 0, BLOCK_M, BLOCK_N, DV, True, PRECISION)
         p, peak = _exponentials(s, peak, scale)
         total = tl.sum(p, 1)
-        p *= _inverse(total)[:, None]
+        p *= (1.0 / _divisor(total))[:, None]
         delta = tl.sum(p * dp, 1)
         ds = (p * (dp - delta[:, None])).to(k[0].dtype)
         dq = _add_dot(_zeros(BLOCK_M, D), None, ds, k, PRECISION)
@@ -453,9 +449,10 @@ def _attention_backward_q_kernel(
             DV,
             PRECISION,
         )
-        delta = along * _inverse(total)
+        delta = along / _divisor(total)
     if not WHOLE:
-        lse = tl.where(total == 0.0, float("inf"), peak + tl.log2(total))  # a query without keys: exp2(s - lse) = 0
+        # infinity where there are no keys: exp2(s - lse) = 0
+        lse = tl.where(total == 0.0, float("inf"), peak + tl.log2(_divisor(total)))
         row = query + tl.arange(0, BLOCK_M)
         place = head.to(tl.int64) * rows + q_start + row
         tl.store(lse_ptr + place, lse, row < q_rows)
@@ -570,20 +567,15 @@ def _attention_backward_kv_kernel(
     kept = k, v
     queries = q_view, grad_view, lse_ptr + each, delta_ptr + each
     state = _zeros(BLOCK_M, D), _zeros(BLOCK_M, DV)
-    begin = 0
     whole = q_rows // BLOCK_N * BLOCK_N
-    if CAUSAL:  # earlier queries look at none of these keys; those up to `diagonal` at some
-        begin = tl.maximum(key - ahead, 0) // BLOCK_N * BLOCK_N
-        diagonal = tl.cdiv(tl.maximum(key + BLOCK_M - 1 - ahead, 0), BLOCK_N) * BLOCK_N
-        for query in range(begin, tl.minimum(diagonal, q_rows), BLOCK_N):
-            state = _add_dk_dv(state, kept, queries, key, query, ahead, scale, BLOCK_N, True, True, D, DV, PRECISION)
-        begin = diagonal
-    for query in range(begin, whole, BLOCK_N):
-        state = _add_dk_dv(state, kept, queries, key, query, ahead, scale, BLOCK_N, False, False, D, DV, PRECISION)
-    whole = tl.maximum(begin, whole)
-    if BLOCK_N <= 2 * TAIL:
-        if q_rows > whole:
-            state = _add_dk_dv(state, kept, queries, key, whole, ahead, scale, BLOCK_N, True, False, D, DV, PRECISION)
+    if CAUSAL:  # the queries before the first of these tiles look at none of the keys
+        whole = tl.maximum(key - ahead, 0) // BLOCK_N * BLOCK_N
+    else:
+        for query in range(0, whole, BLOCK_N):
+            state = _add_dk_dv(state, kept, queries, key, query, ahead, scale, BLOCK_N, False, False, D, DV, PRECISION)
+    if CAUSAL or BLOCK_N <= 2 * TAIL:
+        for query in range(whole, q_rows, BLOCK_N):
+            state = _add_dk_dv(state, kept, queries, key, query, ahead, scale, BLOCK_N, True, CAUSAL, D, DV, PRECISION)
     elif q_rows - whole > TAIL:
         state = _add_dk_dv(state, kept, queries, key, whole, ahead, scale, BLOCK_N, True, False, D, DV, PRECISION)
     elif q_rows > whole:
@@ -706,16 +698,15 @@ def _scale(q: Tensor, scale: float | None) -> float:
 
 def _constants(q: Tensor, v: Tensor, causal: bool) -> dict[str, Any]:
     """What both directions are compiled for, apart from the tiles."""
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
-    return {"CAUSAL": causal, "D": _head(q), "DV": _head(v), "PRECISION": precision}
+    return {"CAUSAL": causal, "D": _head(q), "DV": _head(v), "PRECISION": precision()}
 
 
 def _head(x: Tensor) -> tuple[int, ...]:
     """The width of a head, and the sizes of its parts: those that pad it least."""
     width = x.shape[2]
-    if x.dtype is torch.float32:  # few columns at a time, see `_product`
-        sizes = [16] * triton.cdiv(width, 16)
-        return width, *sizes
+    if x.dtype is torch.float32:  # few columns at a time, see `_product`; the interpreter has time for fewer steps
+        part = 64 if INTERPRETED else 16
+        return width, *[part] * triton.cdiv(width, part)
     main = max(16, 1 << (width.bit_length() - 1))
     rest = triton.next_power_of_2(max(16, width - main)) if width > main else 0
     return (width, main) if rest == 0 else (width, main, rest) if rest < main else (width, 2 * main)
@@ -737,16 +728,24 @@ def _configuration(
 
 def _tile(capability: int, dtype: torch.dtype, queries: int, keys: int, width: int) -> tuning.Config:
     if dtype is torch.float32:
-        return _config(64, 32, 4, 2)
-    size = _rows(queries)
-    one_pass = min(128, max(16, triton.next_power_of_2(keys)))
-    return _config(size, one_pass if keys <= 128 else 64, 8 if size == 128 else 4, 2)
+        return _config(64, 32, 4, 1)
+    rows, columns = _rows(queries), 64
+    if keys <= 128:
+        columns = max(16, triton.next_power_of_2(keys))
+    if capability < 90 and width > 96:  # operands of mma.sync lie in registers
+        rows, columns = min(rows, 64), min(columns, 32)
+    return _config(rows, columns, _warps(rows, columns), 2)
 
 
 def _backward_tile(capability: int, dtype: torch.dtype, queries: int, keys: int, width: int) -> tuning.Config:
+    narrow = width <= 96
     if dtype is torch.float32:
-        return _config(64, 32, 4, 1)
-    return _tile(capability, dtype, queries, keys, width)
+        return _config(64, 32, 4, 1) if narrow else _config(32, 16, 8, 1)
+    if max(queries, keys) <= (128 if capability >= 90 else 64 if narrow else 32):
+        return _tile(capability, dtype, queries, keys, width)
+    if capability < 90 and not narrow:
+        return _config(32, 32, 4, 2)
+    return _config(64, 32, 4, 2 if narrow else 1)
 
 
 def _rows(queries: int) -> int:
@@ -754,6 +753,10 @@ def _rows(queries: int) -> int:
     if queries <= 64:
         return max(16, triton.next_power_of_2(queries))
     return min((128, 64), key=lambda size: triton.cdiv(queries, size) * size)
+
+
+def _warps(rows: int, columns: int) -> int:
+    return rows // 16 if rows >= 64 else min(4, rows * columns // 256)
 
 
 def _config(rows: int, columns: int, num_warps: int, num_stages: int) -> tuning.Config:

@@ -37,8 +37,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import INTERPRETED, capability, launch, rows
-from .linear import DOT, _precision, _processors, product
-from .norm import _tile
+from .linear import DOT, precision, processors, product
+from .norm import tile_of
 from .tuning import Config, configuration
 
 MAX_WIDTH = 16384  # of a row: it is normalised in registers
@@ -382,7 +382,7 @@ def _similarity_topk_kernel(
     a_col,
     b_row,
     b_col,
-    SLOTS: tl.constexpr,  # k, rounded up
+    SLOTS: tl.constexpr,  # k, rounded up; not 64, for which ptxas aims at an occupancy that makes it spill
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -586,7 +586,7 @@ def similarity_topk(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool)
     (n, _), m = a.shape, b.shape[0]
     config = _topk_tiles(a, b, k)
     blocks, tiles = triton.cdiv(n, config["ROWS"]), triton.cdiv(m, config["COLS"])
-    span = triton.cdiv(tiles, max(1, 2 * _processors(a.device) // max(1, blocks))) * config["COLS"]
+    span = triton.cdiv(tiles, max(1, 2 * processors(a.device) // max(1, blocks))) * config["COLS"]
     parts = triton.cdiv(m, span)
     candidates = torch.empty(n, parts, k, dtype=torch.int64, device=a.device)
     launch(
@@ -604,7 +604,7 @@ def similarity_topk(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool)
         span,
         *a.stride(),
         *b.stride(),
-        SLOTS=triton.next_power_of_2(k),
+        SLOTS=triton.next_power_of_2(k) if k <= 32 else max(128, triton.next_power_of_2(k)),
         **_product(a),
         **config,
     )
@@ -667,7 +667,7 @@ def _inverses(a: Tensor, b: Tensor, normalize: bool) -> Inverses:
 
 
 def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
-    tile, warps = _tile(max(1, x.shape[1]))
+    tile, warps = tile_of(max(1, x.shape[1]))
     grid = (triton.cdiv(x.shape[0], tile["ROWS"]),)
     launch(_l2_normalize_kernel, grid, x, out, inverse, *x.shape, *x.stride(), **tile, num_warps=warps)
 
@@ -675,7 +675,7 @@ def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
 def _unnormalize(grad: Tensor, factor: Tensor, x: Tensor, normalize: bool) -> Tensor:
     """The gradient of x from that of its normalised rows."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile, warps = _tile(max(1, x.shape[1]))
+    tile, warps = tile_of(max(1, x.shape[1]))
     launch(
         _l2_normalize_backward_kernel,
         (triton.cdiv(x.shape[0], tile["ROWS"]),),
@@ -882,7 +882,7 @@ def _exponential(logit_scale: Tensor) -> Tensor:
 
 
 def _product(a: Tensor) -> dict[str, Any]:
-    return {"DOT": tl.float32 if INTERPRETED else DOT[a.dtype], "PRECISION": _precision()}
+    return {"DOT": tl.float32 if INTERPRETED else DOT[a.dtype], "PRECISION": precision()}
 
 
 def _tiles(op: str, a: Tensor, b: Tensor) -> Config:

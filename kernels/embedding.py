@@ -32,8 +32,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import INTERPRETED, launch
-from .linear import DOT, _precision
-from .norm import _normalise, _tile
+from .linear import DOT, precision
+from .norm import normalise, tile_of
 from .tuning import Config, configuration
 
 MAX_WIDTH = 16384  # of a text embedding's row, as in norm.py
@@ -177,7 +177,7 @@ def _text_embed_kernel(
         position_ptr, position_id_ptr, row, column, inside, T, P, position_id_stride, position_row, position_col
     )
     if weight_ptr is not None:
-        normal, _ = _normalise(tl.where(inside, s, 0.0), inside, H, eps)
+        normal, _ = normalise(tl.where(inside, s, 0.0), inside, H, eps)
         weight = tl.load(weight_ptr + column, column < H, 0.0).to(tl.float32)
         bias = tl.load(bias_ptr + column, column < H, 0.0).to(tl.float32)
         s = normal * weight + bias
@@ -223,7 +223,7 @@ def patch_embed(
         PATCH_W=width,
         LINE=line,
         DOT=tl.float32 if INTERPRETED else DOT[weight.dtype],
-        PRECISION=_precision(),
+        PRECISION=precision(),
         **config,
     )
     return out
@@ -244,7 +244,7 @@ def text_embed(
     """As `ops.text_embed`; `padding_idx` is for the gradients."""
     count, width = input_ids.shape[0], word.shape[1]
     out = torch.empty(count, width, dtype=word.dtype, device=word.device)
-    tile, warps = _tile(width)
+    tile, warps = tile_of(width)
     launch(
         _text_embed_kernel,
         (triton.cdiv(count, tile["ROWS"]),),

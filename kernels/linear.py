@@ -464,7 +464,7 @@ def product(
         WEIGHT=weight_kind,
         **epilogue,
         DOT=tl.float32 if INTERPRETED else DOT[x.dtype],
-        PRECISION=_precision(),
+        PRECISION=precision(),
         PIECES=_pieces(config),
         **config,
     )
@@ -509,7 +509,7 @@ def _approximate(x: Tensor) -> bool:
     return x.dtype != torch.float32 and not INTERPRETED
 
 
-def _precision() -> str:
+def precision() -> str:
     """Of float32 products: TF32 only where torch's own switch allows it, else three of them, which is as good."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
@@ -571,14 +571,14 @@ def _programs(m: int, n: int, config: Config, x: Tensor) -> int:
     small = block_m * block_n <= 1024 * warps and x.element_size() == 2  # about 128 registers a thread, else 256
     resident = max(1, min(_machine(x.device).shared // shared, (16 if small else 8) // warps))
     work = triton.cdiv(m, block_m) * triton.cdiv(n, block_n) * config["SPLIT_K"]
-    return min(work, _processors(x.device) * resident)
+    return min(work, processors(x.device) * resident)
 
 
 def _machine(device: torch.device) -> _Machine:
     return MACHINES[90 if capability(device) >= 90 else 80]
 
 
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     if device.type == "cuda":
         return _cuda_processors(device)
     return 3 if INTERPRETED else _machine(device).processors  # three programs: each walks over many tiles

@@ -25,16 +25,16 @@ PROGRAMS = 528  # of the backward, each with its own partial sums: four for each
 
 @triton.jit
 def _load_rows(x_ptr, residual_ptr, row, column, inside, x_row, x_col, residual_row, residual_col):
-    x = tl.load(x_ptr + row * x_row + column * x_col, inside, 0.0)
+    x = tl.load(x_ptr + row * x_row + column.to(tl.int64) * x_col, inside, 0.0)
     s = x.to(tl.float32)
     if residual_ptr is not None:
-        s += tl.load(residual_ptr + row * residual_row + column * residual_col, inside, 0.0).to(tl.float32)
+        s += tl.load(residual_ptr + row * residual_row + column.to(tl.int64) * residual_col, inside, 0.0).to(tl.float32)
         s = s.to(x.dtype).to(tl.float32)  # the sum is stored in the dtype of x, and that is what is normalised
     return s
 
 
 @triton.jit
-def _normalise(s, inside, H, eps):
+def normalise(s, inside, H, eps):
     """The normalised rows, and 1 / their deviation."""
     mean = tl.sum(s, 1, keep_dims=True) / H
     centred = tl.where(inside, s - mean, 0.0)
@@ -66,7 +66,7 @@ def _layer_norm_kernel(
     s = _load_rows(x_ptr, residual_ptr, row, column, inside, x_row, x_col, residual_row, residual_col)
     if sum_ptr is not None:
         tl.store(sum_ptr + row * H + column, s.to(sum_ptr.dtype.element_ty), inside)
-    normal, _ = _normalise(s, inside, H, eps)
+    normal, _ = normalise(s, inside, H, eps)
     weight = tl.load(weight_ptr + column, column < H, 0.0).to(tl.float32)
     bias = tl.load(bias_ptr + column, column < H, 0.0).to(tl.float32)
     tl.store(out_ptr + row * H + column, (normal * weight + bias).to(out_ptr.dtype.element_ty), inside)
@@ -101,7 +101,7 @@ def _layer_norm_backward_kernel(
         row = (first + tl.arange(0, ROWS).to(tl.int64))[:, None]
         inside = (row < T) & (column < H)
         s = _load_rows(x_ptr, residual_ptr, row, column, inside, x_row, x_col, residual_row, residual_col)
-        normal, rstd = _normalise(s, inside, H, eps)
+        normal, rstd = normalise(s, inside, H, eps)
         grad = tl.load(grad_ptr + row * H + column, inside, 0.0).to(tl.float32)
         dweight += grad * normal
         dbias += grad
@@ -148,7 +148,7 @@ def _forward(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = None if residual is None else torch.empty_like(out)
     flat, flat_residual = rows(x), None if residual is None else rows(residual)
-    tile, warps = _tile(width)
+    tile, warps = tile_of(width)
     launch(
         _layer_norm_kernel,
         (triton.cdiv(flat.shape[0], tile["ROWS"]),),
@@ -174,7 +174,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = x.shape[-1]
     flat, flat_residual = rows(x), None if residual is None else rows(residual)
-    tile, warps = _tile(width)
+    tile, warps = tile_of(width)
     programs = min(PROGRAMS, triton.cdiv(flat.shape[0], tile["ROWS"]))
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight, dbias = torch.empty(2, programs, width, dtype=torch.float32, device=x.device)
@@ -200,7 +200,7 @@ def _backward(
     return dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(weight.dtype)
 
 
-def _tile(width: int) -> tuple[dict[str, int], int]:
+def tile_of(width: int) -> tuple[dict[str, int], int]:
     """About a thousand elements a program, eight a thread: loads of 16 bytes in bf16."""
     block = triton.next_power_of_2(width)
     rows_each = max(1, 1024 // block)

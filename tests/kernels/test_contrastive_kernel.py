@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from fences import fenced
 
 from altclip_fast.dispatch import BackendUnavailableError, use_backend
 from altclip_fast.kernels import contrastive as kernel
 from altclip_fast.kernels import tuning
-from altclip_fast.kernels.launch import INTERPRETED, LAUNCHES, recording
+from altclip_fast.kernels.launch import LAUNCHES, recording
 from altclip_fast.ops import (
     contrastive_loss,
     l2_normalize,
@@ -35,28 +35,6 @@ def run(op, *args):
         out = op(*args)
     assert LAUNCHES.total() > before
     return out
-
-
-def fenced(x):
-    """The same values in the middle of a buffer of NaN."""
-    buffer = torch.full([n + 10 for n in x.shape], NAN, dtype=x.dtype, device=x.device)
-    inside = buffer[tuple(slice(5, 5 + n) for n in x.shape)]
-    inside.copy_(x)
-    return inside
-
-
-@pytest.fixture
-def one_order(monkeypatch):
-    """numpy's matmul, which the interpreter calls, sums a row in an order that depends on its place; a GPU does not."""
-
-    def dot(builder, a, b, total, *options):
-        sums = total.data.copy()
-        for k in range(a.data.shape[1]):
-            sums += a.data[:, k : k + 1] * b.data[k]
-        return TensorHandle(sums, total.dtype.scalar)
-
-    if INTERPRETED:
-        monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 OPS = {
@@ -251,7 +229,7 @@ def test_nan_comes_first_and_infinities_are_in_order(k):
 @pytest.mark.parametrize("rising", [True, False])
 def test_parts_are_merged_in_groups(monkeypatch, k, rising):
     """Rising scores replace every candidate in every tile; falling ones none after the first."""
-    monkeypatch.setattr(kernel, "_processors", lambda device: 100)
+    monkeypatch.setattr(kernel, "processors", lambda device: 100)
     monkeypatch.setattr(kernel, "MERGED", 2 * k)
     monkeypatch.setattr(kernel, "MERGE_BLOCK", 32)
     b = torch.arange(700, device=DEVICE, dtype=torch.float32)[:, None]
@@ -263,7 +241,7 @@ def test_parts_are_merged_in_groups(monkeypatch, k, rising):
 def test_the_same_bits_whatever_the_parts(monkeypatch, one_order):
     a, b = make(3, 24), make(900, 24)
     few = run(similarity_topk, a, b, 20)
-    monkeypatch.setattr(kernel, "_processors", lambda device: 100)
+    monkeypatch.setattr(kernel, "processors", lambda device: 100)
     many = run(similarity_topk, a, b, 20)
     assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from fences import fenced
 
 from altclip_fast.dispatch import BackendUnavailableError, use_backend
 from altclip_fast.kernels import embedding as kernel
@@ -43,31 +43,8 @@ def sentence(rows=19, hidden=24, dtype=torch.float32):
     return *ids, *tables, make(hidden, dtype=dtype), make(hidden, dtype=dtype), 1e-5
 
 
-def fenced(x):
-    """The same values in the middle of a buffer of NaN (255 for bytes, an id far out for ids)."""
-    beyond = {torch.uint8: 255, torch.int64: 2**40}.get(x.dtype, torch.nan)
-    buffer = torch.full([n + 10 for n in x.shape], beyond, dtype=x.dtype, device=x.device)
-    inside = buffer[tuple(slice(5, 5 + n) for n in x.shape)]
-    inside.copy_(x)
-    return inside
-
-
 def all_fenced(args):
     return tuple(fenced(a) if isinstance(a, torch.Tensor) else a for a in args)
-
-
-@pytest.fixture
-def one_order(monkeypatch):
-    """numpy's matmul, which the interpreter calls, sums a row in an order that depends on its place; a GPU does not."""
-
-    def dot(builder, a, b, total, *options):
-        sums = total.data.copy()
-        for k in range(a.data.shape[1]):
-            sums += a.data[:, k : k + 1] * b.data[k]
-        return TensorHandle(sums, total.dtype.scalar)
-
-    if INTERPRETED:
-        monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 # patch_embed

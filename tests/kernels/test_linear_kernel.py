@@ -5,11 +5,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from fences import fenced
 
 from altclip_fast.dispatch import BackendUnavailableError, use_backend
 from altclip_fast.kernels import linear as kernel
-from altclip_fast.kernels.launch import INTERPRETED, LAUNCHES, assuming, recording
+from altclip_fast.kernels.launch import LAUNCHES, assuming, recording
 from altclip_fast.ops import linear, mlp
 from altclip_fast.ops.linear import ACTIVATION
 from altclip_fast.testing import assert_parity, samples
@@ -40,28 +40,6 @@ def layer(rows, k, n, dtype=torch.float32):
 def close(found, x, weight, bias, residual):
     truth = torch.nn.functional.gelu(x.double() @ weight.double().t() + bias.double()) + residual.double()
     torch.testing.assert_close(found.double(), truth, rtol=4e-3, atol=4e-3)
-
-
-def fenced(x, margin):
-    """The same values in the middle of a buffer of NaN."""
-    buffer = torch.full([n + 2 * margin for n in x.shape], torch.nan, dtype=x.dtype, device=x.device)
-    inside = buffer[tuple(slice(margin, margin + n) for n in x.shape)]
-    inside.copy_(x)
-    return inside
-
-
-@pytest.fixture
-def one_order(monkeypatch):
-    """numpy's matmul, which the interpreter calls, sums a row in an order that depends on its place; a GPU does not."""
-
-    def dot(builder, a, b, total, *options):
-        sums = total.data.copy()
-        for k in range(a.data.shape[1]):
-            sums += a.data[:, k : k + 1] * b.data[k]
-        return TensorHandle(sums, total.dtype.scalar)
-
-    if INTERPRETED:
-        monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 @pytest.mark.parametrize("index", range(len(kernel.CANDIDATES)))
