@@ -906,7 +906,7 @@ def _topk_tiles(a: Tensor, b: Tensor, k: int) -> Config:
         return _tiles("similarity_topk", a, b)
     if a.dtype == torch.float32:
         return _config(16, 128, 32, 8, 3)
-    return _config(16, 64, 64, 8 if k <= 256 else 4, 3)
+    return _config(16, 64, 64, 4, 3)
 
 
 def candidates(dtype: torch.dtype) -> tuple[Config, ...]:
