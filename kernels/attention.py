@@ -44,6 +44,12 @@ LOWEST = tl.constexpr(-3.0e38)  # below every score, and finite: LOWEST - LOWEST
 
 
 @triton.constexpr_function
+def _width(head, part):
+    """Of a part of a head. An entry of a tuple is a constant only so, in Triton 3.6 and 3.7."""
+    return head[part]
+
+
+@triton.constexpr_function
 def _begin(head, part):
     """The first column of a part of a head, (its width, the size of its first part, of its second, ..)."""
     return sum(head[1:part])
@@ -75,7 +81,7 @@ def _load(view, first, SIZE: tl.constexpr, HEAD: tl.constexpr, EDGE: tl.constexp
     base = ptr + tl.cast(first, tl.int64) * row_stride
     x = ()
     for i in tl.static_range(1, len(HEAD)):
-        column = _begin(HEAD, i) + tl.arange(0, HEAD[i])[None, :]
+        column = _begin(HEAD, i) + tl.arange(0, _width(HEAD, i))[None, :]
         place = base + (row * row_stride + column * column_stride)
         if EDGE and _begin(HEAD, i + 1) > HEAD[0]:
             part = tl.load(place, (row < rows - first) & (column < HEAD[0]), 0.0)
@@ -104,7 +110,7 @@ def _store(ptr, x, factor, start, first, rows, head, heads, HEAD: tl.constexpr):
     row = tl.arange(0, x[0].shape[0])[:, None]
     base = ptr + ((start + first) * heads + head) * HEAD[0]
     for i in tl.static_range(1, len(HEAD)):
-        column = _begin(HEAD, i) + tl.arange(0, HEAD[i])[None, :]
+        column = _begin(HEAD, i) + tl.arange(0, _width(HEAD, i))[None, :]
         inside = (row < rows - first) & (column < HEAD[0])
         tl.store(base + (row * (heads * HEAD[0]) + column), (x[i - 1] * factor).to(ptr.dtype.element_ty), inside)
 
@@ -113,7 +119,7 @@ def _store(ptr, x, factor, start, first, rows, head, heads, HEAD: tl.constexpr):
 def _zeros(SIZE: tl.constexpr, HEAD: tl.constexpr):
     x = ()
     for i in tl.static_range(1, len(HEAD)):
-        x += (tl.zeros((SIZE, HEAD[i]), tl.float32),)
+        x += (tl.zeros((SIZE, _width(HEAD, i)), tl.float32),)
     return x
 
 
@@ -146,8 +152,8 @@ def _product(
     if x[0].dtype.is_ptr():
         product = tl.zeros((X_SIZE, Y_SIZE), tl.float32)
         for begin in range(0, y_view[2], HEAD[1]):
-            a = _load_columns(x, x_first, begin, X_SIZE, HEAD[1])
-            b = _load_columns(y_view, y_first, begin, Y_SIZE, HEAD[1])
+            a = _load_columns(x, x_first, begin, X_SIZE, _width(HEAD, 1))
+            b = _load_columns(y_view, y_first, begin, Y_SIZE, _width(HEAD, 1))
             product = tl.dot(a, tl.trans(b), product, input_precision=PRECISION)
         return product, ()
     else:

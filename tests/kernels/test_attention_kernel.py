@@ -47,10 +47,8 @@ def test_lengths(tokens, causal, dtype):
     assert_parity("attention", arguments([tokens], dtype=dtype, causal=causal), backend="triton", gradients=True)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_long_sequence(capability):
-    with assuming(capability):
-        assert_parity("attention", arguments([1025], dtype=torch.bfloat16), backend="triton", gradients=True)
+def test_long_sequence():
+    assert_parity("attention", arguments([1025], dtype=torch.bfloat16), backend="triton", gradients=True)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -154,6 +152,7 @@ def test_nothing_around_the_operands_is_used(causal, dtype):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nan_stays_in_its_sequence(dtype):
     q, k, v, *rest = (x.contiguous() if x.dim() == 3 else x for x in arguments([3, 40, 2], dtype=dtype)[:4])

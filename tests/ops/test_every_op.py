@@ -111,6 +111,13 @@ def test_registered_op(op, name):
     torch.library.opcheck(OPS[op].registered, with_gradients(chosen(op, name)))
 
 
+@pytest.mark.parametrize("op, name", [case for case in CASES if "triton" in OPS[case[0]].backends])
+def test_registered_op_on_triton(op, name):
+    args = tuple(a.to(device_of("triton")) if isinstance(a, Tensor) else a for a in chosen(op, name))
+    with use_backend("triton"):
+        torch.library.opcheck(OPS[op].registered, with_gradients(args))
+
+
 @pytest.mark.parametrize("op, name", CASES)
 def test_gradients_through_the_registered_op(op, name):
     """The path of a kernel without a backward of its own."""
