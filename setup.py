@@ -25,13 +25,17 @@ ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 LIBRARY = "altclip_fast_native"
 
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type", "-Wno-psabi"]
 # The oldest torch whose interface is used: one library serves it and all later ones.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"]
 INSTRUCTION_SETS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    INSTRUCTION_SETS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
+    INSTRUCTION_SETS |= {
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": AVX512,
+        "avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+    }
 
 
 class BuildNative(build_ext):

@@ -25,8 +25,9 @@ const Kernels& choose() {
   __builtin_cpu_init();
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool has_bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (most != "default" && most != "avx2" && has_avx512) return avx512::kernels;
+  if (most != "default" && most != "avx2" && has_avx512) return has_bf16 ? avx512_bf16::kernels : avx512::kernels;
   if (most != "default" && has_avx2) return avx2::kernels;
 #endif
   return portable::kernels;

@@ -165,7 +165,10 @@ def attention(
 def _triton_takes(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> bool | str:
     if not (1 <= q.shape[2] <= 128 and 1 <= v.shape[2] <= 128):
         return f"heads of {q.shape[2]} and {v.shape[2]} columns; 1 to 128 are covered"
-    scale = rest[-1]
+    return _kernels_take(q, rest[-1])
+
+
+def _kernels_take(q: Tensor, scale: float | None) -> bool | str:
     if scale is not None and not 0 < scale < float("inf"):
         return f"scale is {scale}; a positive one is covered"
     return checks.kernel_dtype(q)
@@ -195,7 +198,7 @@ def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
     return attention.attention_backward(grads[0], *args)
 
 
-@attention.backend("cpu", when=lambda q, *_: native.missing() or checks.kernel_dtype(q))
+@attention.backend("cpu", when=lambda q, *rest: native.missing() or _kernels_take(q, rest[-1]))
 def _(
     q: Tensor,
     k: Tensor,

@@ -1,136 +1,118 @@
 // Attention of short sequences: every row of scores is held whole, so there is nothing to rescale.
 //
-// For one sequence and head, k is laid out as [dim][keys] with the scale folded in, and v as [keys][value_dim], both
-// float32 and padded to whole vectors: 64 x 257 x 4 x 2 = 132 KB for ViT-L/14, which stays in the L2. Then ROWS queries
-// at a time: scores by register tiles of ROWS x COLUMNS vectors, softmax in place, the product with v by such tiles.
+// For one sequence and head, k and v are packed as right operands: 64 x 272 x 4 x 2 = 139 KB for ViT-L/14 in float32,
+// half of that in bfloat16, which stays in the L2. Then ROWS queries at a time: scores, softmax in place, product with v.
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "product.h"
 
 namespace altclip_fast {
 namespace ISA {
 
-inline int64_t whole(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 // Memory of one thread, kept between calls: aligned to a vector, and never shrunk.
 struct Scratch {
-  float* data = nullptr;
+  char* data = nullptr;
   int64_t size = 0;
   ~Scratch() { __builtin_free(data); }
-  float* take(int64_t count) {
-    if (count > size) {
+  char* take(int64_t bytes) {
+    if (bytes > size) {
       __builtin_free(data);
-      data = (float*)aligned_alloc(64, whole(count * sizeof(float), 64));
-      size = data ? count : 0;
+      data = (char*)aligned_alloc(64, whole(bytes, 64));
+      size = data ? bytes : 0;
     }
     return data;
   }
 };
 
-// tile[r][c] = sum over i of a[r][i] * b[i][c], for ROWS rows (of which `rows` are real) and COLUMNS vectors of b.
-template <class Finish>
-inline void multiply(const float* a, int64_t a_row, const float* b, int64_t b_row, int64_t depth, Finish finish) {
-  Vector tile[ROWS][COLUMNS] = {};
-  for (int64_t i = 0; i < depth; i++) {
-    Vector right[COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) right[c] = *(const Vector*)(b + i * b_row + c * VL);
-    for (int r = 0; r < ROWS; r++) {
-      Vector left = all(a[r * a_row + i]);
-      for (int c = 0; c < COLUMNS; c++) tile[r][c] += left * right[c];
-    }
-  }
-  for (int r = 0; r < ROWS; r++)
-    for (int c = 0; c < COLUMNS; c++) finish(r, c, tile[r][c]);
-}
-
-// Scores -> exp2(score - largest), in place; what lies beyond `keys` becomes 0. Returns 1 / their sum.
-inline float softmax(float* row, int64_t keys, int64_t padded) {
-  for (int64_t j = keys; j < padded; j++) row[j] = -__builtin_inff();
-  Vector most = all(-__builtin_inff());
-  for (int64_t j = 0; j < padded; j += VL) most = larger(most, *(Vector*)(row + j));
-  Vector top = all(largest(most)), total = all(0);
-  for (int64_t j = 0; j < padded; j += VL) {
-    Vector p = exp2(*(Vector*)(row + j) - top);
-    *(Vector*)(row + j) = p;
+// Scores -> exp2(scale * (score - largest)), in place as E; the rest of the row becomes 0. Returns 1 / their sum.
+template <class E>
+inline float softmax(float* row, int64_t keys, int64_t padded, Vector most, float scale) {
+  const Vector top = all(largest(most));
+  Vector total = all(0);
+  const int64_t visible = whole(keys, VL);
+  for (int64_t j = 0; j < visible; j += VL) {
+    Vector p = exp2((*(Vector*)(row + j) - top) * scale);
     total += p;
+    store((E*)row + j, p);
   }
-  return 1.0f / sum(total);
+  for (int64_t j = visible; j < padded; j += VL) store((E*)row + j, all(0));
+  return keys ? 1.0f / sum(total) : 0.0f;
 }
 
-template <class T>
+template <class F, class T>
 void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch) {
+  typedef typename F::Lane Lane;
+  typedef typename F::Lanes Lanes;
   const int64_t first_q = a.starts_q[sequence], queries = a.starts_q[sequence + 1] - first_q;
   const int64_t first_k = a.starts_k[sequence], keys = a.starts_k[sequence + 1] - first_k;
-  const int64_t unit = COLUMNS * VL, padded = whole(keys, unit), width = whole(a.value_dim, unit);
+  auto view = [&](const Rows& x, int64_t first, int64_t rows, int64_t columns) {
+    return View<T>{(const T*)x.data + first * x.row + head * x.head, x.row, x.column, rows, columns};
+  };
+  const View<T> q = view(a.q, first_q, queries, a.dim), k = view(a.k, first_k, keys, a.dim);
+  const View<T> v = view(a.v, first_k, keys, a.value_dim);
   T* out = (T*)a.out + (first_q * a.heads + head) * a.value_dim;
   const int64_t out_row = a.heads * a.value_dim;
 
-  float* kt = scratch.take(a.dim * padded + keys * width + ROWS * (padded + a.dim) );
-  float* v = kt + a.dim * padded;
-  float* scores = v + keys * width;
-  float* q = scores + ROWS * padded;
+  // Lengths in lanes; a row of scores has one float a key, and later one element.
+  const int64_t depth = over(a.dim, F::PER_LANE), row = whole(depth, VL);
+  const int64_t padded = whole(keys, VL), steps = over(keys, F::PER_LANE);
+  Lane* packed_k = (Lane*)scratch.take(4 * (depth * padded + steps * whole(a.value_dim, VL) + ROWS * (row + padded)));
+  Lane* packed_v = packed_k + depth * padded;
+  Lane* packed_q = packed_v + steps * whole(a.value_dim, VL);
+  float* scores = (float*)(packed_q + ROWS * row);
+  pack_transposed<F>(k, packed_k);
+  pack<F>(v, packed_v);
 
   const float scale = a.scale * 1.4426950408889634f;
-  const T* k_in = (const T*)a.k.data + first_k * a.k.row + head * a.k.head;
-  const T* v_in = (const T*)a.v.data + first_k * a.v.row + head * a.v.head;
-  const T* q_in = (const T*)a.q.data + first_q * a.q.row + head * a.q.head;
-  for (int64_t j = 0; j < keys; j++)
-    for (int64_t d = 0; d < a.dim; d++) kt[d * padded + j] = scale * to_float(k_in[j * a.k.row + d * a.k.column]);
-  for (int64_t d = 0; d < a.dim; d++)
-    for (int64_t j = keys; j < padded; j++) kt[d * padded + j] = 0;
-  for (int64_t j = 0; j < keys; j++)
-    for (int64_t d = 0; d < width; d++)
-      v[j * width + d] = d < a.value_dim ? to_float(v_in[j * a.v.row + d * a.v.column]) : 0.0f;
-
   for (int64_t first = 0; first < queries; first += ROWS) {
-    const int64_t rows = queries - first < ROWS ? queries - first : ROWS;
     for (int64_t r = 0; r < ROWS; r++)
-      for (int64_t d = 0; d < a.dim; d++)
-        q[r * a.dim + d] = r < rows ? to_float(q_in[(first + r) * a.q.row + d * a.q.column]) : 0.0f;
+      for (int64_t i = 0; i < depth; i += VL) *(Lanes*)(packed_q + r * row + i) = F::along(q, first + r, i);
 
-    // Keys that query r may look at; the last query of a sequence is at its last key.
-    auto visible = [&](int64_t r) {
-      const int64_t upto = first + r + 1 + keys - queries;
-      return !a.causal || upto > keys ? keys : upto > 0 ? upto : 0;
-    };
-    const int64_t most = visible(rows - 1), seen = whole(most, unit);
-    for (int64_t j = 0; j < seen; j += unit)
-      multiply(q, a.dim, kt + j, padded, a.dim,
-               [&](int r, int c, Vector x) { *(Vector*)(scores + r * padded + j + c * VL) = x; });
-    float inverse[ROWS];
+    // Keys that each query may look at; the last query of a sequence is at its last key.
+    int64_t visible[ROWS], most = 0;
+    Vector top[ROWS];
     for (int64_t r = 0; r < ROWS; r++) {
-      const int64_t mine = r < rows ? visible(r) : 0;
-      if (mine) {
-        inverse[r] = softmax(scores + r * padded, mine, seen);
-      } else {
-        inverse[r] = 0;
-        for (int64_t j = 0; j < seen; j++) scores[r * padded + j] = 0;
-      }
+      const int64_t upto = a.causal ? first + r + 1 + keys - queries : keys;
+      visible[r] = first + r >= queries || upto < 0 ? 0 : least(upto, keys);
+      most = visible[r] > most ? visible[r] : most;
+      top[r] = all(-__builtin_inff());
     }
-    for (int64_t d = 0; d < a.value_dim; d += unit)
-      multiply(scores, padded, v + d, width, most, [&](int r, int c, Vector x) {
-        const int64_t left = a.value_dim - d - c * VL;
-        if (r < rows && left > 0) {
-          T* place = out + (first + r) * out_row + d + c * VL;
-          if (left >= VL) store(place, x * inverse[r]);
-          else store_some(place, x * inverse[r], left);
-        }
-      });
+    multiply<F>(packed_q, row, packed_k, depth, depth, keys, most, [&](int r, int64_t j, Vector x) {
+      if (j + VL > visible[r]) x = count() + (float)j < (float)visible[r] ? x : all(-__builtin_inff());
+      top[r] = larger(top[r], x);
+      *(Vector*)(scores + r * padded + j) = x;
+    });
+    float inverse[ROWS];
+    const int64_t seen = whole(most, VL);
+    for (int64_t r = 0; r < ROWS; r++)
+      inverse[r] = softmax<typename F::Element>(scores + r * padded, visible[r], seen, top[r], scale);
+    const int64_t some = over(most, F::PER_LANE);
+    multiply<F>((const Lane*)scores, padded, packed_v, steps, some, a.value_dim, a.value_dim,
+                [&](int r, int64_t j, Vector x) {
+                  if (first + r >= queries) return;
+                  T* place = out + (first + r) * out_row + j;
+                  if (j + VL <= a.value_dim) store(place, x * inverse[r]);
+                  else store_some(place, x * inverse[r], a.value_dim - j);
+                });
   }
 }
 
-template <class T>
+template <class F, class T>
 void attend_range(const Attention& a, int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
-  for (int64_t item = begin; item < end; item++) attend<T>(a, item / a.heads, item % a.heads, scratch);
+  for (int64_t item = begin; item < end; item++) attend<F, T>(a, item / a.heads, item % a.heads, scratch);
 }
 
 inline void attention(const Attention& a, int64_t begin, int64_t end) {
   switch (a.dtype) {
-    case Dtype::Float32: return attend_range<float>(a, begin, end);
-    case Dtype::BFloat16: return attend_range<bfloat16>(a, begin, end);
-    case Dtype::Float16: return attend_range<float16>(a, begin, end);
+    case Dtype::Float32: return attend_range<Singles, float>(a, begin, end);
+#if defined(__AVX512BF16__)
+    case Dtype::BFloat16: return attend_range<Pairs, bfloat16>(a, begin, end);
+#else
+    case Dtype::BFloat16: return attend_range<Singles, bfloat16>(a, begin, end);
+#endif
+    case Dtype::Float16: return attend_range<Singles, float16>(a, begin, end);
   }
 }
 

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set, with -DISA=avx512, avx2 or portable and that set's flags.
+// Compiled once for each instruction set, with -DISA=avx512_bf16, avx512, avx2 or portable and that set's flags.
 #include <stdlib.h>
 
 #include "attention.h"

@@ -32,6 +32,7 @@ struct Kernels {
   void (*attention)(const Attention&, int64_t begin, int64_t end);
 };
 
+namespace avx512_bf16 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace portable { extern const Kernels kernels; }

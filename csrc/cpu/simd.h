@@ -4,6 +4,11 @@
 #pragma once
 
 #include <stdint.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include <utility>  // index_sequence, a mere type
 
 namespace altclip_fast {
 namespace ISA {
@@ -25,14 +30,24 @@ typedef VECTOR(float, VL, sizeof(float) * VL) Vector;
 typedef VECTOR(float, VL, sizeof(float)) Loose;  // at any address
 typedef VECTOR(int32_t, VL, sizeof(int32_t) * VL) Int;
 typedef VECTOR(uint32_t, VL, sizeof(uint32_t) * VL) Word;
+typedef VECTOR(uint32_t, VL, sizeof(uint16_t)) LooseWord;
 typedef VECTOR(uint16_t, VL, sizeof(uint16_t)) Half;
 typedef VECTOR(_Float16, VL, sizeof(_Float16)) Float16s;
+// What a sum of products is kept in. A processor that does not fuse them rounds twice: then in float64.
+#if defined(__FMA__) || defined(__aarch64__)
+typedef Vector Total;
+#else
+typedef VECTOR(double, VL, sizeof(double) * VL) Total;
+#endif
 #undef VECTOR
 
 struct bfloat16 { uint16_t bits; };
 typedef _Float16 float16;
 
 inline Vector all(float x) { return Vector{} + x; }
+inline Total add_product(Total total, Vector a, Vector b) {
+  return total + __builtin_convertvector(a, Total) * __builtin_convertvector(b, Total);
+}
 inline Vector bits_to_float(Word x) { return (Vector)x; }
 
 inline Vector load(const float* p) { return *(const Loose*)p; }
@@ -40,6 +55,9 @@ inline Vector load(const bfloat16* p) { return bits_to_float(__builtin_convertve
 inline Vector load(const float16* p) { return __builtin_convertvector(*(const Float16s*)p, Vector); }
 
 inline void store(float* p, Vector x) { *(Loose*)p = x; }
+#if defined(__AVX512BF16__)
+inline void store(bfloat16* p, Vector x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+#else
 inline void store(bfloat16* p, Vector x) {
   Word bits = (Word)x;
   Word rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
@@ -47,6 +65,7 @@ inline void store(bfloat16* p, Vector x) {
   Word nan = (Word)(x != x);
   *(Half*)p = __builtin_convertvector((nan & quiet) | (~nan & rounded), Half);
 }
+#endif
 inline void store(float16* p, Vector x) { *(Float16s*)p = __builtin_convertvector(x, Float16s); }
 
 inline float to_float(float x) { return x; }
@@ -64,23 +83,36 @@ inline void store_some(T* p, Vector x, int64_t count) {
 }
 
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-inline float largest(Vector x) {
-  float most = x[0];
-  for (int i = 1; i < VL; i++) most = x[i] > most ? x[i] : most;
-  return most;
+template <int STEP, int... I>
+inline Vector turn(Vector x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, ((I + STEP) % VL)...);
 }
+// All lanes combined, in a tree.
+template <int STEP = VL / 2, class Combine>
+inline float fold(Vector x, Combine combine) {
+  if constexpr (STEP == 0) return x[0];
+  else return fold<STEP / 2>(combine(x, turn<STEP>(x, std::make_integer_sequence<int, VL>())), combine);
+}
+inline float largest(Vector x) { return fold(x, larger); }
 inline float sum(Vector x) {
-  float total = 0;
-  for (int i = 0; i < VL; i++) total += x[i];
-  return total;
+  return fold(x, [](Vector a, Vector b) { return a + b; });
 }
+
+template <int... I>
+inline Vector count(std::integer_sequence<int, I...>) { return Vector{(float)I...}; }
+// 0, 1, 2, ..
+inline Vector count() { return count(std::make_integer_sequence<int, VL>()); }
 
 // 2^x for x <= 0, to 2 ulp; 0 below 2^-126. x = n + f with |f| <= 1/2, and 2^f by its Taylor polynomial of degree 7,
 // whose first omitted term is 5e-9.
 inline Vector exp2(Vector x) {
-  Vector clamped = larger(x, all(-127.0f));
+  Vector clamped = x < -127.0f ? all(-127.0f) : x;  // NaN stays
+#if defined(__AVX512F__)
+  Vector n = (Vector)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)clamped, 0);
+#else
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   Vector n = (clamped + magic) - magic;
+#endif
   Vector f = clamped - n;
   Vector p = all(1.5252733804059841e-5f);
   p = p * f + 1.5403530393381609e-4f;
@@ -90,9 +122,29 @@ inline Vector exp2(Vector x) {
   p = p * f + 2.402265069591007e-1f;
   p = p * f + 6.931471805599453e-1f;
   p = p * f + 1.0f;
-  Int exponent = __builtin_convertvector(n, Int) << 23;
-  Vector scaled = (Vector)((Int)p + exponent);
-  return x < -126.0f ? all(0.0f) : scaled;
+#if defined(__AVX512F__)
+  p = (Vector)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
+#else
+  p = (Vector)((Int)p + (__builtin_convertvector(n, Int) << 23));
+#endif
+  return x < -126.0f ? all(0.0f) : p;
+}
+
+template <class V, int... I>
+inline void interleave(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
+  low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * VL)...);
+  high = __builtin_shufflevector(a, b, (VL / 2 + I / 2 + I % 2 * VL)...);
+}
+
+// A square of VL x VL lanes, rows to columns: log2(VL) perfect shuffles of its rows.
+template <class V>
+inline void transpose(V (&x)[VL]) {
+  for (int step = 1; step < VL; step *= 2) {
+    V y[VL];
+    for (int i = 0; i < VL / 2; i++)
+      interleave(x[i], x[i + VL / 2], y[2 * i], y[2 * i + 1], std::make_integer_sequence<int, VL>());
+    for (int i = 0; i < VL; i++) x[i] = y[i];
+  }
 }
 
 }  // namespace ISA

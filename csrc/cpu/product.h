@@ -1,0 +1,148 @@
+// Products of small matrices out of packed operands: what attention spends its time on.
+//
+// The depth of a product lies in lanes of 32 bits: one float, or two bfloat16 whose products AVX-512-BF16 adds at once.
+// The left operand is rows of lanes. The right one is panels of up to COLUMNS vectors, each [depth][columns], one after
+// another, so that it is read from front to back.
+#pragma once
+
+#include "simd.h"
+
+namespace altclip_fast {
+namespace ISA {
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t over(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+inline int64_t whole(int64_t n, int64_t unit) { return over(n, unit) * unit; }
+
+// A matrix in memory; beyond its rows and columns there are zeros.
+template <class T>
+struct View {
+  const T* data;
+  int64_t row_stride, column_stride, rows, columns;
+
+  // N elements of a row, where they lie or in `copy`.
+  template <int N>
+  const T* at(int64_t row, int64_t column, T (&copy)[N]) const {
+    const T* p = data + row * row_stride + column * column_stride;
+    const int64_t count = row < rows ? columns - column : 0;
+    if (column_stride == 1 && count >= N) return p;
+    for (int64_t i = 0; i < N; i++) copy[i] = i < count ? p[i * column_stride] : T{};
+    return copy;
+  }
+  Vector vector(int64_t row, int64_t column) const {
+    T copy[VL];
+    return load(at(row, column, copy));
+  }
+};
+
+struct Singles {
+  static constexpr int PER_LANE = 1;
+  typedef float Element;
+  typedef float Lane;
+  typedef Vector Lanes;
+
+  static Total add(Total total, Lane left, Lanes right) { return add_product(total, all(left), right); }
+
+  // Lanes whose depth runs along a row, from `step` on.
+  template <class T>
+  static Lanes along(const View<T>& x, int64_t row, int64_t step) {
+    return x.vector(row, step);
+  }
+  // Lanes whose depth runs down the rows, of the columns from `column` on.
+  template <class T>
+  static Lanes down(const View<T>& x, int64_t step, int64_t column) {
+    return x.vector(step, column);
+  }
+};
+
+#if defined(__AVX512BF16__)
+struct Pairs {
+  static constexpr int PER_LANE = 2;
+  typedef bfloat16 Element;
+  typedef uint32_t Lane;
+  typedef Word Lanes;
+
+  static Total add(Total total, Lane left, Lanes right) {
+    return (Total)_mm512_dpbf16_ps((__m512)total, (__m512bh)(Lanes{} + left), (__m512bh)right);
+  }
+  static Lanes along(const View<bfloat16>& x, int64_t row, int64_t step) {
+    bfloat16 copy[2 * VL];
+    return *(const LooseWord*)x.at(row, 2 * step, copy);
+  }
+  static Lanes down(const View<bfloat16>& x, int64_t step, int64_t column) {
+    return ((Word)x.vector(2 * step, column) >> 16) | (Word)x.vector(2 * step + 1, column);
+  }
+};
+#endif
+
+// Where the panel begins whose first column this is, a multiple of PANEL; and how many vectors wide it is.
+constexpr int PANEL = COLUMNS * VL;
+template <class Lane>
+inline Lane* panel(Lane* packed, int64_t depth, int64_t column) {
+  return packed + depth * column;
+}
+inline int64_t vectors(int64_t columns, int64_t column) { return least(COLUMNS, over(columns - column, VL)); }
+
+// x [depth, columns] as a right operand; depth counts lanes.
+template <class F, class T>
+inline void pack(const View<T>& x, typename F::Lane* packed) {
+  const int64_t depth = over(x.rows, F::PER_LANE);
+  for (int64_t j = 0; j < x.columns; j += PANEL) {
+    typename F::Lanes* to = (typename F::Lanes*)panel(packed, depth, j);
+    const int64_t wide = vectors(x.columns, j);
+    for (int64_t i = 0; i < depth; i++)
+      for (int64_t c = 0; c < wide; c++) *to++ = F::down(x, i, j + c * VL);
+  }
+}
+
+// The transpose of x [columns, depth] as a right operand.
+template <class F, class T>
+inline void pack_transposed(const View<T>& x, typename F::Lane* packed) {
+  const int64_t depth = over(x.columns, F::PER_LANE);
+  for (int64_t j = 0; j < x.rows; j += PANEL) {
+    typename F::Lanes* to = (typename F::Lanes*)panel(packed, depth, j);
+    const int64_t wide = vectors(x.rows, j);
+    for (int64_t c = 0; c < wide; c++)
+      for (int64_t i = 0; i < depth; i += VL) {
+        typename F::Lanes square[VL];
+        for (int r = 0; r < VL; r++) square[r] = F::along(x, j + c * VL + r, i);
+        transpose(square);
+        for (int r = 0; r < least(VL, depth - i); r++) to[(i + r) * wide + c] = square[r];
+      }
+  }
+}
+
+// finish(r, c, sum over i of left[r][i] * right[i][c]) for ROWS rows and WIDE vectors.
+// Not inlined: the loop needs all registers for its totals.
+template <class F, int WIDE, class Finish>
+__attribute__((noinline)) void tile(const typename F::Lane* left, int64_t left_row, const typename F::Lanes* right,
+                                    int64_t depth, const Finish& finish) {
+  Total total[ROWS][WIDE] = {};
+  for (int64_t i = 0; i < depth; i++, right += WIDE)
+    for (int r = 0; r < ROWS; r++)
+      for (int c = 0; c < WIDE; c++) total[r][c] = F::add(total[r][c], left[r * left_row + i], right[c]);
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+    for (int c = 0; c < WIDE; c++) finish(r, c, __builtin_convertvector(total[r][c], Vector));
+}
+
+template <class F, int WIDE = COLUMNS, class Finish>
+inline void tile_of(int64_t wide, const typename F::Lane* left, int64_t left_row, const typename F::Lane* right,
+                    int64_t depth, const Finish& finish) {
+  if (WIDE == 1 || wide == WIDE) tile<F, WIDE>(left, left_row, (const typename F::Lanes*)right, depth, finish);
+  else if constexpr (WIDE > 1) tile_of<F, WIDE - 1>(wide, left, left_row, right, depth, finish);
+}
+
+// finish(r, column, VL values) of ROWS rows times a right operand of that many columns. Of its `packed_depth` the first
+// `depth` lanes count, of its columns the first `wanted`.
+template <class F, class Finish>
+inline void multiply(const typename F::Lane* left, int64_t left_row, const typename F::Lane* right,
+                     int64_t packed_depth, int64_t depth, int64_t columns, int64_t wanted, const Finish& finish) {
+  for (int64_t j = 0; j < wanted; j += PANEL)
+    tile_of<F>(vectors(columns, j), left, left_row, panel(right, packed_depth, j), depth,
+               [&](int r, int c, Vector x) { finish(r, j + c * VL, x); });
+}
+
+}  // namespace ISA
+}  // namespace altclip_fast
