@@ -55,7 +55,7 @@ def load(
             (English), small models of drawn shapes and digits that the package carries.
         device: of the model; None is the first CUDA device where there is one, else the CPU.
         dtype: of the model; None keeps the stored one.
-        quantization: None; quantised weights are not supported yet.
+        quantization: "int8" computes the encoders' linears with 8-bit numbers, on the CPU.
         revision, local_files_only, cache_dir, token: for a hub id, as in huggingface_hub.
 
     Raises:

@@ -6,7 +6,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdlib>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -76,6 +78,37 @@ Tensor attention_cpu(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor c
   return out;
 }
 
+std::tuple<Tensor, Tensor> quantize_cpu(Tensor x) {
+  const int64_t rows = x.size(0), columns = x.size(1);
+  Tensor values = torch::stable::new_empty(x, {rows, columns}, ScalarType::Byte);
+  Tensor ranges = torch::stable::new_empty(x, {rows, 2}, ScalarType::Float);
+  const Quantize work = {x.data_ptr(), x.stride(0), columns, (uint8_t*)values.mutable_data_ptr(),
+                         (float*)ranges.mutable_data_ptr(), dtype_of(x)};
+  torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) { kernels().quantize(work, begin, end); });
+  return {values, ranges};
+}
+
+// weight [N, K] of 8 bits, contiguous, K a multiple of 4; panels are whole vectors wide.
+Tensor pack_int8_cpu(Tensor weight) {
+  const int64_t columns = weight.size(0), depth = weight.size(1), unit = 64;
+  Tensor packed = torch::stable::new_empty(weight, {(columns + unit - 1) / unit * unit * depth});
+  kernels().pack_int8((const int8_t*)weight.data_ptr(), columns, depth, packed.mutable_data_ptr());
+  return packed;
+}
+
+const void* data_of(const std::optional<Tensor>& x) { return x ? x->data_ptr() : nullptr; }
+
+// values [M, K], ranges [M, 2], packed, sums [N], scale [N], bias [N], residual [M, N]: all contiguous; `out` too.
+void int8_linear_cpu(Tensor values, Tensor ranges, Tensor packed, Tensor sums, Tensor scale, std::optional<Tensor> bias,
+                     int64_t activation, std::optional<Tensor> residual, Tensor out) {
+  const Int8Linear work = {(const uint8_t*)values.data_ptr(), (const float*)ranges.data_ptr(), packed.data_ptr(),
+                           (const float*)sums.data_ptr(), (const float*)scale.data_ptr(), data_of(bias),
+                           data_of(residual), out.mutable_data_ptr(), values.size(0), values.size(1), out.size(1),
+                           static_cast<Activation>(activation), dtype_of(out)};
+  const int64_t items = kernels().int8_linear_items(work);
+  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { kernels().int8_linear(work, begin, end); });
+}
+
 }  // namespace
 }  // namespace altclip_fast
 
@@ -84,6 +117,11 @@ STABLE_TORCH_LIBRARY(altclip_fast_native, m) {
   m.def(
       "attention_cpu(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, bool causal, float scale) "
       "-> Tensor");
+  m.def("quantize_cpu(Tensor x) -> (Tensor, Tensor)");
+  m.def("pack_int8_cpu(Tensor weight) -> Tensor");
+  m.def(
+      "int8_linear_cpu(Tensor values, Tensor ranges, Tensor packed, Tensor sums, Tensor scale, Tensor? bias, "
+      "int activation, Tensor? residual, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CompositeExplicitAutograd, m) {
@@ -92,4 +130,7 @@ STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CPU, m) {
   m.impl("attention_cpu", TORCH_BOX(&altclip_fast::attention_cpu));
+  m.impl("quantize_cpu", TORCH_BOX(&altclip_fast::quantize_cpu));
+  m.impl("pack_int8_cpu", TORCH_BOX(&altclip_fast::pack_int8_cpu));
+  m.impl("int8_linear_cpu", TORCH_BOX(&altclip_fast::int8_linear_cpu));
 }

@@ -184,8 +184,8 @@ def test_wrong_parts(encoder):
 
 
 def test_load_refuses_what_it_cannot_do(altclip_folder, tmp_path):
-    with pytest.raises(ValueError, match="quantization 'int8' is not supported"):
-        af.load(altclip_folder, quantization="int8")
+    with pytest.raises(ValueError, match="quantization is 'int4'"):
+        af.load(altclip_folder, quantization="int4")
     with pytest.raises(OSError, match=r"config\.json"):
         af.load(tmp_path)
     with pytest.raises(ValueError, match="device is 'nowhere'"):

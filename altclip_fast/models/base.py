@@ -12,6 +12,7 @@ from .. import checkpoint
 from ..config import Config
 from ..config_rules import parse_dtype
 from ..notices import warn_once
+from ..quantization import check_quantization, quantize
 
 ATTENTION = (None, "sdpa", "eager", "altclip_fast")
 
@@ -69,7 +70,8 @@ class Model(nn.Module):
             device: of the parameters; None is the CPU. `device_map` may name one device, too.
             revision, local_files_only, cache_dir, token: for a hub id, as in huggingface_hub.
             attn_implementation: "sdpa", "eager" or "altclip_fast"; the numbers and the outputs are the same.
-            quantization, quantization_config: None; quantised weights are not supported yet.
+            quantization: "int8" computes the linears of the layers with 8-bit numbers, on the CPU, for inference.
+            quantization_config: None; transformers' objects are not supported.
             config_values: fields of the configuration to override, such as `num_labels`.
 
         Returns:
@@ -80,11 +82,9 @@ class Model(nn.Module):
             ValueError: parameters are missing, unexpected, misshapen or not finite (all are named), the
                 configuration is not valid, or an argument asks for what is not supported.
         """
-        if quantization is not None or quantization_config is not None:
-            given = quantization if quantization is not None else quantization_config
-            raise ValueError(
-                f"quantization {given!r} is not supported; pass None, or dtype=torch.bfloat16 for half the memory"
-            )
+        check_quantization(quantization)
+        if quantization_config is not None:
+            raise ValueError(f"quantization_config {quantization_config!r} is not supported; pass quantization='int8'")
         if attn_implementation not in ATTENTION:
             raise ValueError(f"attn_implementation is {attn_implementation!r}; choose one of {ATTENTION[1:]} or None")
         wanted = parse_dtype("dtype", dtype if dtype is not None else torch_dtype)
@@ -117,6 +117,8 @@ class Model(nn.Module):
                 f"{os.fspath(path_or_repo)} has no {', '.join(fresh)}: "
                 f"the new head of {cls.__name__} is random, and has to be trained",
             )
+        if quantization is not None:
+            quantize(model, quantization)
         return model.eval()
 
     def init_head(self, device: torch.device | None, dtype: torch.dtype | None) -> None:

@@ -6,6 +6,8 @@ post-norm layer (XLM-R):              x = norm1(x + attention(x));   x = norm2(x
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..dispatch import forced_backend
+from ..notices import warn_once
+from ..ops.int8 import pack_int8
 from ..ops.linear import ACTIVATION
 from ..ops.packed import QUICK_GELU, PackedWeight, pack, why_not
 from .rows import Rows
@@ -35,7 +39,12 @@ class Linear(nn.Linear):
 
     On a CPU it keeps a packed copy of its weight, made by the first call without gradients. The weight itself stays
     what it is, often pages mapped from a file, which the system can drop.
+
+    Attributes:
+        int8: the packed copy holds 8-bit numbers; see `quantization`.
     """
+
+    int8 = False
 
     def reset_parameters(self) -> None:
         self._kept: _Kept | None = None
@@ -45,16 +54,18 @@ class Linear(nn.Linear):
 
     def packed(self, factor: float = 1.0) -> Tensor:
         """The weight as an op should get it: packed, times `factor`, where that is faster; else as it is."""
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or not _packs(self.weight)
-        ):
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or (torch.is_grad_enabled() and not self.int8):
+            if self.int8:
+                warn_once("int8-traced", "int8 weights are not used in compiled or traced code: it computes in floats")
+            return self.weight
+        if not _packs(self.weight, self.int8):
             return self.weight
         kept = self._kept
+        if self.int8:
+            factor = 1.0  # the epilogue has the activations themselves
         if kept is None or kept.packed.factor != factor or not kept.fits(self.weight):
-            kept = self._kept = _Kept.of(self.weight, factor)
+            make = pack_int8 if self.int8 else partial(pack, factor=factor)
+            kept = self._kept = _Kept.of(self.weight, make)
         return kept.packed
 
     def train(self, mode: bool = True) -> Self:
@@ -83,8 +94,8 @@ class _Kept(NamedTuple):
     probe: Tensor  # some of the weight's values: a fused optimiser changes them without touching the version
 
     @classmethod
-    def of(cls, weight: Tensor, factor: float) -> _Kept:
-        return cls(pack(weight, factor), weight.data_ptr(), weight._version, _probe(weight).clone())
+    def of(cls, weight: Tensor, make: Callable[[Tensor], PackedWeight]) -> _Kept:
+        return cls(make(weight), weight.data_ptr(), weight._version, _probe(weight).clone())
 
     def fits(self, weight: Tensor) -> bool:
         same = self.address == weight.data_ptr() and self.version == weight._version
@@ -96,10 +107,10 @@ def _probe(weight: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // 64)]
 
 
-def _packs(weight: Tensor) -> bool:
+def _packs(weight: Tensor, int8: bool) -> bool:
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.is_contiguous()
     wanted = forced_backend() in (None, "cpu")
-    return plain and wanted and weight.numel() > 0 and why_not(weight.dtype) is None
+    return plain and wanted and weight.numel() > 0 and (int8 or why_not(weight.dtype) is None)
 
 
 def affine(layer: nn.Module, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:

@@ -7,13 +7,14 @@ mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import forced_backend, op
-from . import checks, packed
+from . import checks, int8, packed
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -102,21 +103,22 @@ def _triton_takes_linear(
     return checks.kernel_dtype(x)
 
 
-def _cpu_takes(*weights: Tensor) -> bool | str:
+def _cpu_takes(x: Tensor, *weights: Tensor) -> bool | str:
+    if all(isinstance(w, int8.Int8Weight) for w in weights):
+        return checks.kernel_dtype(x)
     if (reason := packed.why_not(weights[0].dtype)) is not None:
         return reason
     ready = all(isinstance(w, packed.PackedWeight) for w in weights)
     return ready or forced_backend() == "cpu" or "the weight is not packed (the models do that)"
 
 
-@linear.backend("cpu", when=lambda x, weight, *_: _cpu_takes(weight))
+@linear.backend("cpu", when=lambda x, weight, *_: _cpu_takes(x, weight))
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
-    blocked = packed.packed(weight)
-    if activation == "none":
-        return packed.product(x, blocked, bias, residual=residual)
-    fused = activation if activation in packed.FUSED else "none"
-    y = packed.product(x, blocked, bias, fused)
-    y = y if fused == activation else ACTIVATION[activation](y)
+    ready = packed.packed(weight)
+    form: Any = int8 if isinstance(ready, int8.Int8Weight) else packed
+    if activation in form.FUSED:
+        return form.product(x, ready, bias, activation, residual)
+    y = ACTIVATION[activation](form.product(x, ready, bias))
     return y if residual is None else y + residual
 
 
@@ -169,7 +171,7 @@ def mlp(
     return y if residual is None else y + residual
 
 
-@mlp.backend("cpu", when=lambda x, w1, b1, w2, *_: _cpu_takes(w1, w2))
+@mlp.backend("cpu", when=lambda x, w1, b1, w2, *_: _cpu_takes(x, w1, w2))
 def _(
     x: Tensor,
     w1: Tensor,
@@ -179,7 +181,7 @@ def _(
     activation: str,
     residual: Tensor | None,
 ) -> Tensor:
-    if activation != "quick_gelu":
+    if activation != "quick_gelu" or isinstance(w1, int8.Int8Weight):
         return linear(linear(x, packed.packed(w1), b1, activation), packed.packed(w2), b2, residual=residual)
     bias = None if b1 is None else b1 * packed.QUICK_GELU
     hidden = packed.product(x, packed.packed(w1, packed.QUICK_GELU), bias, "silu")  # 1.702 quick_gelu

@@ -75,17 +75,19 @@ def packed(weight: Tensor, factor: float = 1.0) -> PackedWeight:
 def product(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str = "none", residual: Tensor | None = None
 ) -> Tensor:
-    """activation(x @ blocked^T + bias), or x @ blocked^T + bias + residual.
+    """activation(x @ blocked^T + bias) + residual.
 
     Args:
         x: [.., K]; weight: [N, K] with its blocked copy; bias: [N] or None.
-        activation: one of `FUSED`; "none" with a residual [.., N].
+        activation: one of `FUSED`.
+        residual: [.., N] or None.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if residual is not None:
+    if residual is not None and activation == "none":
         other = residual.reshape(-1, residual.shape[-1])
         y = torch.ops.mkldnn._linear_pointwise.binary(rows, other, weight.blocked, bias, "add")
-    else:
-        attribute, algorithm = FUSED[activation]
-        y = torch.ops.mkldnn._linear_pointwise(rows, weight.blocked, bias, attribute, [], algorithm)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+    attribute, algorithm = FUSED[activation]
+    y = torch.ops.mkldnn._linear_pointwise(rows, weight.blocked, bias, attribute, [], algorithm)
+    y = y.reshape(*x.shape[:-1], y.shape[-1])
+    return y if residual is None else y + residual

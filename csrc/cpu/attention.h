@@ -10,21 +10,6 @@
 namespace altclip_fast {
 namespace ISA {
 
-// Memory of one thread, kept between calls: aligned to a vector, and never shrunk.
-struct Scratch {
-  char* data = nullptr;
-  int64_t size = 0;
-  ~Scratch() { __builtin_free(data); }
-  char* take(int64_t bytes) {
-    if (bytes > size) {
-      __builtin_free(data);
-      data = (char*)aligned_alloc(64, whole(bytes, 64));
-      size = data ? bytes : 0;
-    }
-    return data;
-  }
-};
-
 // Scores -> exp2(scale * (score - largest)), in place as E; the rest of the row becomes 0. Returns 1 / their sum.
 template <class E>
 inline float softmax(float* row, int64_t keys, int64_t padded, Vector most, float scale) {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <stdint.h>
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -32,12 +32,14 @@ typedef VECTOR(int32_t, VL, sizeof(int32_t) * VL) Int;
 typedef VECTOR(uint32_t, VL, sizeof(uint32_t) * VL) Word;
 typedef VECTOR(uint32_t, VL, sizeof(uint16_t)) LooseWord;
 typedef VECTOR(uint16_t, VL, sizeof(uint16_t)) Half;
+typedef VECTOR(int16_t, 2 * VL, sizeof(int32_t) * VL) Halves;
+typedef VECTOR(uint8_t, VL, sizeof(uint8_t)) Bytes;
 typedef VECTOR(_Float16, VL, sizeof(_Float16)) Float16s;
 // What a sum of products is kept in. A processor that does not fuse them rounds twice: then in float64.
 #if defined(__FMA__) || defined(__aarch64__)
-typedef Vector Total;
+typedef Vector FloatTotal;
 #else
-typedef VECTOR(double, VL, sizeof(double) * VL) Total;
+typedef VECTOR(double, VL, sizeof(double) * VL) FloatTotal;
 #endif
 #undef VECTOR
 
@@ -45,9 +47,17 @@ struct bfloat16 { uint16_t bits; };
 typedef _Float16 float16;
 
 inline Vector all(float x) { return Vector{} + x; }
-inline Total add_product(Total total, Vector a, Vector b) {
-  return total + __builtin_convertvector(a, Total) * __builtin_convertvector(b, Total);
+inline FloatTotal add_product(FloatTotal total, Vector a, Vector b) {
+  return total + __builtin_convertvector(a, FloatTotal) * __builtin_convertvector(b, FloatTotal);
 }
+#if defined(__AVX512BW__)
+inline Int multiply_halves(Word a, Word b) { return (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+inline Int multiply_halves(Word a, Word b) { return (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#elif defined(__SSE2__)
+// Signed halves of each word multiplied, and the two products added.
+inline Int multiply_halves(Word a, Word b) { return (Int)_mm_madd_epi16((__m128i)a, (__m128i)b); }
+#endif
 inline Vector bits_to_float(Word x) { return (Vector)x; }
 
 inline Vector load(const float* p) { return *(const Loose*)p; }
@@ -81,6 +91,21 @@ inline void store_some(T* p, Vector x, int64_t count) {
   store(whole, x);
   for (int64_t i = 0; i < count; i++) p[i] = whole[i];
 }
+
+// To the nearest integer, ties to even.
+#if defined(__AVX512F__)
+inline Int nearest(Vector x) { return (Int)_mm512_maskz_cvtps_epi32((__mmask16)-1, (__m512)x); }
+#elif defined(__AVX2__)
+inline Int nearest(Vector x) { return (Int)_mm256_cvtps_epi32((__m256)x); }
+#elif defined(__SSE2__)
+inline Int nearest(Vector x) { return (Int)_mm_cvtps_epi32((__m128)x); }
+#else
+inline Int nearest(Vector x) {
+  Int found;
+  for (int i = 0; i < VL; i++) found[i] = (int32_t)__builtin_rintf(x[i]);
+  return found;
+}
+#endif
 
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 template <int STEP, int... I>

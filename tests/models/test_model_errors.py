@@ -367,7 +367,7 @@ def test_another_configuration(name):
 
 
 REFUSED = {
-    "quantization": (ValueError, {"quantization": "int8"}, "quantization 'int8' is not supported"),
+    "quantization": (ValueError, {"quantization": "fp8"}, "quantization is 'fp8'; None or 'int8' is supported"),
     "quantization_config": (ValueError, {"quantization_config": object()}, "quantization .*not supported"),
     "attention": (
         ValueError,

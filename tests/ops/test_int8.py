@@ -1,0 +1,118 @@
+"""Linears of 8-bit numbers: the kernels against the formulas of the module."""
+
+import pytest
+import torch
+
+from altclip_fast import native, ops
+from altclip_fast.ops import int8
+from altclip_fast.ops.linear import ACTIVATION
+
+SHAPES = [(1, 4, 1), (5, 12, 3), (6, 64, 33), (7, 1024, 64), (193, 100, 70), (200, 260, 130)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built():
+    assert native.missing() is None
+
+
+def made(rows, k, n, dtype=torch.float32):
+    torch.manual_seed(rows * k + n)
+    return torch.randn(rows, k).to(dtype), (torch.randn(n, k) / k**0.5).to(dtype), torch.randn(n).to(dtype)
+
+
+def quantized(x):
+    """The values, and the step and the low of each row."""
+    wide = x.float()
+    low, high = wide.amin(1, keepdim=True), wide.amax(1, keepdim=True)
+    width = high - low
+    inverse = torch.where(width > 0, torch.full_like(width, 255) / width, 0)
+    return ((wide - low) * inverse).round(), torch.cat((width / 255, low), 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, k", [(1, 1), (2, 15), (3, 16), (5, 33), (9, 1024), (0, 8)])
+def test_rows(rows, k, dtype):
+    x = made(rows, k, 1, dtype)[0]
+    values, ranges = native.kernels().quantize_cpu(x)
+    expected = quantized(x) if rows else (torch.empty(0, k), torch.empty(0, 2))
+    assert values.dtype is torch.uint8 and torch.equal(values.float(), expected[0])
+    assert torch.equal(ranges, expected[1])
+
+
+def test_rows_that_are_constant_or_apart():
+    wide = torch.randn(4, 40)
+    wide[1] = 3.25
+    for x in (wide, wide[:, 3:36], wide[::2]):
+        values, ranges = native.kernels().quantize_cpu(x)
+        assert torch.equal(values.float(), quantized(x)[0]) and torch.equal(ranges, quantized(x)[1])
+
+
+def test_weights():
+    weight = torch.tensor([[127.0, -254.0, 1.0, 0.0], [0, 0, 0, 0], [0.5, 0.25, -0.5, 0.1]])
+    numbers, scale = int8.quantize_weight(weight)
+    assert numbers.tolist() == [[64, -127, 0, 0], [0, 0, 0, 0], [127, 64, -127, 25]]
+    torch.testing.assert_close(scale, torch.tensor([2.0, 0.0, 0.5 / 127]))
+
+
+# The other activations see what was rounded to the dtype.
+EXACT = [(a, dtype) for a in ACTIVATION for dtype in DTYPES if a in int8.FUSED or dtype is torch.float32]
+
+
+@pytest.mark.parametrize("activation, dtype", EXACT)
+@pytest.mark.parametrize("rows, k, n", SHAPES)
+def test_product(rows, k, n, activation, dtype):
+    x, weight, bias = made(rows, k, n, dtype)
+    residual = torch.randn(rows, n).to(dtype)
+    numbers, scale = int8.quantize_weight(weight)
+    values, ranges = quantized(x)
+    exact = (values.double() * ranges[:, :1] + ranges[:, 1:]) @ (numbers.double() * scale[:, None]).T
+    with torch.no_grad():
+        packed = int8.pack_int8(weight)
+        for b, r in ((bias, residual), (None, None)):
+            expected = ACTIVATION[activation](exact if b is None else exact + b.double())
+            expected = expected if r is None else expected + r.double()
+            assert ops.linear.choose(x, packed, b, activation, r) == "cpu"
+            torch.testing.assert_close(ops.linear(x, packed, b, activation, r), expected.to(dtype))
+
+
+def test_a_row_is_the_same_in_any_company():
+    x, weight, bias = made(400, 96, 130)
+    with torch.no_grad():
+        packed = int8.pack_int8(weight)
+        whole = ops.linear(x, packed, bias, "gelu")
+        for rows in (slice(0, 1), slice(3, 9), slice(195, 400)):
+            assert torch.equal(ops.linear(x[rows], packed, bias, "gelu"), whole[rows])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 20, 63])
+def test_what_is_not_finite_stays_in_its_row(bad, place):
+    x, weight, bias = made(8, 64, 40)
+    with torch.no_grad():
+        packed = int8.pack_int8(weight)
+        clean = ops.linear(x, packed, bias)
+        x[3, place] = bad
+        found = ops.linear(x, packed, bias)
+    assert found[3].isnan().all()
+    assert torch.equal(found[:3], clean[:3]) and torch.equal(found[4:], clean[4:])
+
+
+def test_mlp_is_two_linears():
+    x, w1, b1 = made(9, 32, 48)
+    _, w2, b2 = made(9, 48, 32)
+    with torch.no_grad():
+        p1, p2 = int8.pack_int8(w1), int8.pack_int8(w2)
+        expected = ops.linear(ops.linear(x, p1, b1, "quick_gelu"), p2, b2, residual=x)
+        assert torch.equal(ops.mlp(x, p1, b1, p2, b2, "quick_gelu", x), expected)
+
+
+def test_any_shape_of_rows():
+    x, weight, bias = made(12, 16, 8)
+    with torch.no_grad():
+        packed = int8.pack_int8(weight)
+        flat = ops.linear(x, packed, bias)
+        assert torch.equal(ops.linear(x.view(3, 4, 16), packed, bias), flat.view(3, 4, 8))
+        spread = x.t().contiguous().t()
+        assert torch.equal(ops.linear(spread, packed, bias), flat)
+        assert ops.linear(x[:0], packed, bias).shape == (0, 8)
