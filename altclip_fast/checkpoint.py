@@ -96,6 +96,7 @@ _LAYER = re.compile(r"(?:^|(?<=\.))layers?\.([0-9]+)\.")
 _IGNORED = re.compile(
     r"(?:^|\.)(?:embeddings\.position_ids|embeddings\.token_type_ids|roberta\.pooler\..+|lm_head\..+)$"
 )
+_EXACT = ".weight_scale"  # of 8-bit weights: keeps its dtype
 _SHARD = re.compile(r"[\w-][\w.-]*\.(?:safetensors|bin)", re.ASCII)
 
 
@@ -455,7 +456,7 @@ def load_into(
     for stored, name in names.items():
         tensor = weights[stored]
         if tensor.is_floating_point():
-            tensor = tensor.to(target or tensor.dtype)
+            tensor = tensor.to(tensor.dtype if target is None or name.endswith(_EXACT) else target)
             if check_finite and not _is_finite(tensor):
                 not_finite.append(name)
         tensors[name] = _aligned(tensor).to(device)

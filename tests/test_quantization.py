@@ -45,47 +45,104 @@ def test_zero_shot_labels_agree(both):
         assert abs(getattr(ours[0], field) - getattr(ours[1], field)) <= 0.01, field
 
 
-def test_parameters_stay(both):
-    plain, small = (encoder.model for encoder in both)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), small.parameters(), strict=True))
-    assert all(p.requires_grad for p in plain.parameters()) and not any(p.requires_grad for p in small.parameters())
-
-
 def linears(model):
-    return [module for module in model.modules() if type(module) is Linear]
+    """Those of the layers, and the others."""
+    towers = (model.text_model.layers, model.vision_model.layers)
+    inner = [module for tower in towers for module in tower.modules() if type(module) is Linear]
+    return inner, [m for m in model.modules() if type(m) is Linear and not any(m is layer for layer in inner)]
 
 
-def test_every_linear_of_the_layers_runs_in_int8(both):
-    plain, small = (encoder.model for encoder in both)
+def test_what_is_quantised(both):
+    model = both[1].model
     both[1].encode_text(["a"])
-    assert not any(layer.int8 for layer in linears(plain)) and all(layer.int8 for layer in linears(small))
-    assert all(isinstance(layer._kept.packed, Int8Weight) for layer in linears(small.text_model.layers))
+    inner, outer = linears(model)
+    assert inner and all(layer.weight.dtype is torch.int8 for layer in inner)
+    assert outer and all(layer.weight.dtype is torch.float32 for layer in outer)
+    assert isinstance(model.text_model.layers[0].mlp.fc1._kept.packed, Int8Weight)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def pixels(model):
+    return torch.randn(2, 3, *[model.config.vision_config.image_size] * 2, generator=torch.Generator().manual_seed(0))
 
 
 def test_also_without_no_grad(both):
     """Frozen parameters record nothing: a caller who forgets no_grad gets the same numbers."""
     small = both[1].model
-    pixels = torch.randn(2, 3, *[small.config.vision_config.image_size] * 2)
     with torch.no_grad():
-        expected = small.get_image_features(pixels)
-    assert torch.equal(small.get_image_features(pixels), expected)
+        expected = small.get_image_features(pixels(small))
+    assert torch.equal(small.get_image_features(pixels(small)), expected)
 
 
-def test_compiled_code_says_that_it_is_not_used(recwarn):
-    layer = Linear(8, 8).eval().requires_grad_(False)
+def test_gradients_for_the_pixels(both):
+    """Through the 8-bit weights as floats."""
+    small = both[1].model
+    x = pixels(small).requires_grad_()
+    small.get_image_features(x).square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.any()
+
+
+def in_floats(layer, x):
+    return F.linear(x, layer.weight * layer.weight_scale[:, None], layer.bias)
+
+
+@pytest.fixture
+def layer():
+    layer = Linear(16, 8).eval()
     torch.nn.init.normal_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
-    layer.int8 = True
-    torch.compile(layer, backend="eager")(torch.randn(2, 8))
-    assert any("int8 weights are not used" in str(w.message) for w in recwarn)
+    torch.nn.init.normal_(layer.bias)
+    layer.use_int8()
+    layer.bias.requires_grad_(False)
+    return layer
 
 
-def test_refused():
+def test_where_the_kernel_cannot_run(layer):
+    x = torch.randn(3, 16)
+    assert not torch.equal(layer(x), in_floats(layer, x))
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), in_floats(layer, x))
+    with af.use_backend("reference"):
+        torch.testing.assert_close(layer(x), in_floats(layer, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x), in_floats(layer, x))
+
+
+def test_other_dtypes_keep_the_scale(layer):
+    scale = layer.weight_scale.clone()
+    layer.to(torch.bfloat16)
+    assert layer.bias.dtype is torch.bfloat16 and layer.weight.dtype is torch.int8
+    assert torch.equal(layer.weight_scale, scale)
+    assert layer(torch.randn(3, 16, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_and_loaded(both, tmp_path, dtype):
+    small = both[1].model
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path, dtype=dtype)
+    assert not any(p.requires_grad for p in again.parameters())
+    ours, theirs = (model.state_dict() for model in (small, again))
+    assert ours.keys() == theirs.keys()
+    exact = [name for name in ours if name.endswith("weight_scale") or ours[name].dtype is torch.int8]
+    assert exact and all(torch.equal(ours[name], theirs[name]) for name in exact)
+    if dtype is torch.float32:
+        assert torch.equal(again.get_image_features(pixels(small)), small.get_image_features(pixels(small)))
+    kind = af.AltCLIPVisionModel if isinstance(small, af.AltCLIPModel) else af.CLIPVisionModel
+    tower = kind.from_pretrained(tmp_path)
+    assert torch.equal(tower.state_dict()["layers.0.mlp.fc1.weight"], small.vision_model.layers[0].mlp.fc1.weight)
+
+
+def test_refused(tmp_path):
     with pytest.raises(ValueError, match="quantization is 'int3'; None or 'int8' is supported"):
         af.load("embedded", quantization="int3")
-    odd = torch.nn.Sequential(Linear(6, 4))
-    with pytest.raises(ValueError, match="0: rows of 6 numbers are no multiple of 4"):
-        quantize(odd, "int8")
-    assert not odd[0].int8
-    with pytest.raises(ValueError, match="the weight is on meta"):
-        quantize(torch.nn.Sequential(Linear(8, 4, device="meta")), "int8")
+    config = af.CLIPVisionConfig(
+        hidden_size=6, intermediate_size=10, num_hidden_layers=1, num_attention_heads=1, patch_size=2, image_size=4
+    )
+    model = af.CLIPVisionModel(config)
+    with pytest.raises(ValueError, match="query: rows of 6 numbers are no multiple of 4"):
+        quantize(model)
+    assert all(p.is_floating_point() for p in model.parameters())
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace("{", '{"quantization_config": {"quant_method": "awq"},', 1))
+    with pytest.raises(ValueError, match=r"quantization_config in config\.json is .*awq"):
+        af.CLIPVisionModel.from_pretrained(tmp_path)

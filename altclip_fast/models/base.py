@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..config import Config
+from ..config import Config, find_config, read_json
 from ..config_rules import parse_dtype
 from ..notices import warn_once
-from ..quantization import check_quantization, quantize
+from ..quantization import STORED, check_quantization, is_quantized, quantize, stored_quantization
 
 ATTENTION = (None, "sdpa", "eager", "altclip_fast")
 
@@ -95,12 +95,15 @@ class Model(nn.Module):
             "cache_dir": cache_dir,
             "token": token,
         }
+        stored = stored_quantization(read_json(find_config(path_or_repo, **hub)))
         if config is None:
             config = cls.config_class.from_pretrained(path_or_repo, **hub, **config_values)
         elif config_values:
             raise TypeError(f"from_pretrained got config and also {', '.join(config_values)}; set them in the config")
         with torch.device("meta"):
             model = cls(config)
+        if stored is not None:
+            quantize(model)
         own = cls.__name__ in (config.architectures or ())
         fresh = checkpoint.load_into(
             model,
@@ -117,8 +120,8 @@ class Model(nn.Module):
                 f"{os.fspath(path_or_repo)} has no {', '.join(fresh)}: "
                 f"the new head of {cls.__name__} is random, and has to be trained",
             )
-        if quantization is not None:
-            quantize(model, quantization)
+        if quantization is not None and stored is None:
+            quantize(model)
         return model.eval()
 
     def init_head(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -150,6 +153,9 @@ class Model(nn.Module):
             "architectures": [type(self).__name__],
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        values.pop("quantization_config", None)
+        if is_quantized(self):
+            values["quantization_config"] = STORED
         checkpoint.save(self, values, folder, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
 
     @property

@@ -6,8 +6,6 @@ post-norm layer (XLM-R):              x = norm1(x + attention(x));   x = norm2(x
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -16,8 +14,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..dispatch import forced_backend
-from ..notices import warn_once
-from ..ops.int8 import pack_int8
+from ..ops import int8
 from ..ops.linear import ACTIVATION
 from ..ops.packed import QUICK_GELU, PackedWeight, pack, why_not
 from .rows import Rows
@@ -37,36 +34,52 @@ class LayerNorm(nn.LayerNorm):
 class Linear(nn.Linear):
     """`ops.linear` with its parameters; they are initialised by the model.
 
-    On a CPU it keeps a packed copy of its weight, made by the first call without gradients. The weight itself stays
-    what it is, often pages mapped from a file, which the system can drop.
+    On a CPU it keeps a packed copy of its weight, made by the first call that records no gradients. The weight itself
+    stays what it is, often pages mapped from a file, which the system can drop.
 
-    Attributes:
-        int8: the packed copy holds 8-bit numbers; see `quantization`.
+    After `use_int8` the weight holds 8-bit numbers, and `weight_scale` [out_features] what each of their rows is
+    multiplied by. Where the kernel cannot run (gradients, a compiler, another backend) they are turned into floats.
     """
 
-    int8 = False
+    weight_scale: Tensor | None
 
     def reset_parameters(self) -> None:
         self._kept: _Kept | None = None
+        self.register_buffer("weight_scale", None)
+
+    def use_int8(self) -> None:
+        """Replace the weight by 8-bit numbers; on the meta device, by places for them."""
+        if self.weight.is_meta:
+            numbers, scale = torch.empty_like(self.weight, dtype=torch.int8), self.weight.new_empty(self.out_features)
+        else:
+            numbers, scale = int8.quantize_weight(self.weight)
+        self._kept = None
+        self.weight = nn.Parameter(numbers, requires_grad=False)
+        self.weight_scale = scale.float()
 
     def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
-        return ops.linear(x, self.packed(), self.bias, activation, residual)
+        return ops.linear(x, self.packed(x), self.bias, activation, residual)
 
-    def packed(self, factor: float = 1.0) -> Tensor:
-        """The weight as an op should get it: packed, times `factor`, where that is faster; else as it is."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or (torch.is_grad_enabled() and not self.int8):
-            if self.int8:
-                warn_once("int8-traced", "int8 weights are not used in compiled or traced code: it computes in floats")
-            return self.weight
-        if not _packs(self.weight, self.int8):
-            return self.weight
+    def packed(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """The weight as an op should get it for x: packed, times `factor`, where that is faster; else as it is."""
+        if self.weight_scale is not None:
+            factor = 1.0  # the epilogue of 8-bit products has the activations themselves
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self._records(x) or not _packs(self.weight):
+            return self.weight if self.weight_scale is None else (self.weight * self.weight_scale[:, None]).to(x.dtype)
         kept = self._kept
-        if self.int8:
-            factor = 1.0  # the epilogue has the activations themselves
         if kept is None or kept.packed.factor != factor or not kept.fits(self.weight):
-            make = pack_int8 if self.int8 else partial(pack, factor=factor)
-            kept = self._kept = _Kept.of(self.weight, make)
+            kept = self._kept = _Kept.of(self.weight, self._pack(factor))
         return kept.packed
+
+    def _records(self, x: Tensor) -> bool:
+        """Autograd may need the weight itself."""
+        tensors = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
+        return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+    def _pack(self, factor: float) -> PackedWeight:
+        if self.weight_scale is None:
+            return pack(self.weight, factor)
+        return int8.pack_int8(self.weight, self.weight_scale)
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -75,7 +88,11 @@ class Linear(nn.Linear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._kept = None
-        return super()._apply(fn, recurse)
+        exact = self.weight_scale
+        super()._apply(fn, recurse)
+        if exact is not None and self.weight_scale is not None and self.weight_scale.dtype is not exact.dtype:
+            self.weight_scale = exact.to(self.weight_scale.device)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kept = None
@@ -94,8 +111,8 @@ class _Kept(NamedTuple):
     probe: Tensor  # some of the weight's values: a fused optimiser changes them without touching the version
 
     @classmethod
-    def of(cls, weight: Tensor, make: Callable[[Tensor], PackedWeight]) -> _Kept:
-        return cls(make(weight), weight.data_ptr(), weight._version, _probe(weight).clone())
+    def of(cls, weight: Tensor, packed: PackedWeight) -> _Kept:
+        return cls(packed, weight.data_ptr(), weight._version, _probe(weight).clone())
 
     def fits(self, weight: Tensor) -> bool:
         same = self.address == weight.data_ptr() and self.version == weight._version
@@ -107,10 +124,12 @@ def _probe(weight: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // 64)]
 
 
-def _packs(weight: Tensor, int8: bool) -> bool:
+def _packs(weight: Tensor) -> bool:
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.is_contiguous()
     wanted = forced_backend() in (None, "cpu")
-    return plain and wanted and weight.numel() > 0 and (int8 or why_not(weight.dtype) is None)
+    if not (plain and wanted and weight.numel() > 0):
+        return False
+    return (int8.why_not(weight.shape[1]) if weight.dtype is torch.int8 else why_not(weight.dtype)) is None
 
 
 def affine(layer: nn.Module, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
@@ -203,7 +222,7 @@ class Mlp(nn.Module):
         if not (is_plain(self.fc1) and is_plain(self.fc2)):
             return affine(self.fc2, affine(self.fc1, x, self.activation), residual=residual)
         factor = QUICK_GELU if self.activation == "quick_gelu" else 1.0
-        w1, w2 = self.fc1.packed(factor), self.fc2.packed(1 / factor)
+        w1, w2 = self.fc1.packed(x, factor), self.fc2.packed(x, 1 / factor)
         return ops.mlp(x, w1, self.fc1.bias, w2, self.fc2.bias, self.activation, residual)
 
 

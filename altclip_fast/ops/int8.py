@@ -20,10 +20,10 @@ FUSED = {"none": 0, "quick_gelu": 1, "gelu": 2}
 
 
 class Int8Weight(PackedWeight):
-    """A weight [N, K] with its 8-bit copy: a plain tensor for all who do not look for it.
+    """A weight [N, K] of 8-bit numbers, packed.
 
     Attributes:
-        blocked: the 8-bit numbers in panels of columns, opaque.
+        blocked: the numbers in panels of columns, opaque.
         scale, sums: [N] float32; of the numbers of each output.
     """
 
@@ -49,27 +49,23 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide * inverse[:, None]).round().to(torch.int8), largest / 127
 
 
-def pack_int8(weight: Tensor) -> Int8Weight:
-    """Quantise and pack; the weight itself is shared, not copied.
-
-    Args:
-        weight: [N, K], floating, on the CPU, K a multiple of 4.
-    """
-    numbers, scale = quantize_weight(weight)
-    packed = weight.detach().as_subclass(Int8Weight)
-    packed.blocked = native.kernels().pack_int8_cpu(numbers)
+def pack_int8(numbers: Tensor, scale: Tensor) -> Int8Weight:
+    """Pack what `quantize_weight` gives; the numbers are shared, not copied. On the CPU, K a multiple of 4."""
+    packed = numbers.detach().as_subclass(Int8Weight)
+    packed.blocked = native.kernels().pack_int8_cpu(packed)
     packed.factor = 1.0
     packed.scale, packed.sums = scale, numbers.sum(1, dtype=torch.int32).float()
     return packed
 
 
-def why_not(weight: Tensor) -> str | None:
-    """Why this weight cannot be used as 8-bit numbers here, or None."""
-    if (reason := native.missing()) is not None:
-        return reason
-    if weight.device.type != "cpu":
-        return f"int8 runs on the CPU, and the weight is on {weight.device}"
-    return None if weight.shape[1] % 4 == 0 else f"rows of {weight.shape[1]} numbers are no multiple of 4"
+def in_floats(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as it is, or made out of its 8-bit numbers."""
+    return (weight * weight.scale[:, None]).to(dtype) if isinstance(weight, Int8Weight) else weight
+
+
+def why_not(columns: int) -> str | None:
+    """Why rows of so many 8-bit numbers cannot be multiplied here, or None."""
+    return native.missing() or (f"rows of {columns} numbers are no multiple of 4" if columns % 4 else None)
 
 
 def product(

@@ -56,6 +56,7 @@ def _check_mlp(
 
 
 def _check_tensors(name: str, **arguments: Tensor) -> None:
+    arguments = {key: value for key, value in arguments.items() if not isinstance(value, int8.Int8Weight)}
     checks.tensors(name, **arguments)
     checks.one_dtype(name, **arguments)
     checks.rows(name, "x", arguments["x"])
@@ -89,7 +90,7 @@ def linear(
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or the activation do not fit.
     """
-    y = F.linear(x, weight, bias)
+    y = F.linear(x, int8.in_floats(weight, x.dtype), bias)
     if activation != "none":
         y = ACTIVATION[activation](y)
     return y if residual is None else y + residual
@@ -167,6 +168,7 @@ def mlp(
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or the activation do not fit.
     """
+    w1, w2 = (int8.in_floats(w, x.dtype) for w in (w1, w2))
     y = F.linear(ACTIVATION[activation](F.linear(x, w1, b1)), w2, b2)
     return y if residual is None else y + residual
 

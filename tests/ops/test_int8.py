@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from altclip_fast import native, ops
+from altclip_fast import native, ops, use_backend
 from altclip_fast.ops import int8
 from altclip_fast.ops.linear import ACTIVATION
 
@@ -68,7 +68,7 @@ def test_product(rows, k, n, activation, dtype):
     values, ranges = quantized(x)
     exact = (values.double() * ranges[:, :1] + ranges[:, 1:]) @ (numbers.double() * scale[:, None]).T
     with torch.no_grad():
-        packed = int8.pack_int8(weight)
+        packed = int8.pack_int8(*int8.quantize_weight(weight))
         for b, r in ((bias, residual), (None, None)):
             expected = ACTIVATION[activation](exact if b is None else exact + b.double())
             expected = expected if r is None else expected + r.double()
@@ -79,7 +79,7 @@ def test_product(rows, k, n, activation, dtype):
 def test_a_row_is_the_same_in_any_company():
     x, weight, bias = made(400, 96, 130)
     with torch.no_grad():
-        packed = int8.pack_int8(weight)
+        packed = int8.pack_int8(*int8.quantize_weight(weight))
         whole = ops.linear(x, packed, bias, "gelu")
         for rows in (slice(0, 1), slice(3, 9), slice(195, 400)):
             assert torch.equal(ops.linear(x[rows], packed, bias, "gelu"), whole[rows])
@@ -90,7 +90,7 @@ def test_a_row_is_the_same_in_any_company():
 def test_what_is_not_finite_stays_in_its_row(bad, place):
     x, weight, bias = made(8, 64, 40)
     with torch.no_grad():
-        packed = int8.pack_int8(weight)
+        packed = int8.pack_int8(*int8.quantize_weight(weight))
         clean = ops.linear(x, packed, bias)
         x[3, place] = bad
         found = ops.linear(x, packed, bias)
@@ -98,11 +98,19 @@ def test_what_is_not_finite_stays_in_its_row(bad, place):
     assert torch.equal(found[:3], clean[:3]) and torch.equal(found[4:], clean[4:])
 
 
+def test_other_backends_compute_in_floats():
+    x, weight, bias = made(5, 16, 8)
+    numbers, scale = int8.quantize_weight(weight)
+    packed = int8.pack_int8(numbers, scale)
+    with use_backend("reference"):
+        assert torch.equal(ops.linear(x, packed, bias), ops.linear(x, numbers * scale[:, None], bias))
+
+
 def test_mlp_is_two_linears():
     x, w1, b1 = made(9, 32, 48)
     _, w2, b2 = made(9, 48, 32)
     with torch.no_grad():
-        p1, p2 = int8.pack_int8(w1), int8.pack_int8(w2)
+        p1, p2 = (int8.pack_int8(*int8.quantize_weight(w)) for w in (w1, w2))
         expected = ops.linear(ops.linear(x, p1, b1, "quick_gelu"), p2, b2, residual=x)
         assert torch.equal(ops.mlp(x, p1, b1, p2, b2, "quick_gelu", x), expected)
 
@@ -110,7 +118,7 @@ def test_mlp_is_two_linears():
 def test_any_shape_of_rows():
     x, weight, bias = made(12, 16, 8)
     with torch.no_grad():
-        packed = int8.pack_int8(weight)
+        packed = int8.pack_int8(*int8.quantize_weight(weight))
         flat = ops.linear(x, packed, bias)
         assert torch.equal(ops.linear(x.view(3, 4, 16), packed, bias), flat.view(3, 4, 8))
         spread = x.t().contiguous().t()
