@@ -43,7 +43,7 @@ PROBLEM = _problem()
 if PROBLEM is None:
     from . import attention
     from .forwards import METHODS, Fused, FusedEncoder, stand_ins
-    from .stack import LAYOUTS
+    from .stack import LAYOUTS, Stack
 
     attention.register()
 
@@ -149,20 +149,21 @@ def explain(model: nn.Module) -> Table:
             rows.append(Row(name, False, "transformers", reason))
             continue
         with fused.ours():
-            rows.append(Row(name, True, _backend(*fused.current().kind), ""))
+            rows.append(Row(name, True, _backend(fused.current()), ""))
         for part, linear in fused.current().as_is.items():
             rows.append(Row(f"{name}.{part}", False, "transformers", f"called as it is: a {type(linear).__name__}"))
     return Table(Row._fields, rows)
 
 
-def _backend(dtype: torch.dtype, device: torch.device) -> str:
-    """What the largest part of the work, a layer's MLP, runs on here; without gradients."""
-    if device.type == "meta":
+def _backend(stack: Stack) -> str:
+    """What most of the work, the layers' MLPs, runs on here without gradients."""
+    if stack.kind is None or stack.kind[1].type == "meta":
         return "none yet"
-    one, two = (Linear(8, 8, device=device, dtype=dtype).requires_grad_(False) for _ in range(2))
+    dtype, device = stack.kind
+    linear = Linear(8, 8, device=device, dtype=dtype)
     with torch.no_grad():
-        rows = torch.zeros(1, 8, device=device, dtype=dtype)
-        return ops.mlp.choose(rows, one.packed(), one.bias, two.packed(), two.bias, "gelu")
+        weight, bias = linear.packed(), linear.bias
+        return ops.mlp.choose(torch.zeros(1, 8, device=device, dtype=dtype), weight, bias, weight, bias, "gelu")
 
 
 def _check(model: Any, caller: str) -> None:

@@ -67,9 +67,11 @@ class FusedEncoder(Fused):
         return {**self.__dict__, "stack": None}
 
     def current(self) -> Stack:
-        """Our layers over the encoder as it is now."""
+        """Our layers over the encoder as it is now; training keeps no packed copies."""
         if self.stack is None or not self.stack.fits():
             self.stack = Stack(self.module)
+        if self.module.training:
+            self.stack.release()
         return self.stack
 
     def why_not(self, asked: dict[str, Any]) -> str | None:

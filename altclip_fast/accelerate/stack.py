@@ -118,6 +118,7 @@ class Stack:
         self.as_is: dict[str, nn.Module] = {}
         self.refusal: str | None = None
         self._order: dict[str, Any] = encoder.get_submodule("layers")._modules
+        self._count = len(self._order)
         self._places: list[_Place] = []
         self._owned: list[dict[str, nn.Parameter | None]] = []
         self._linears: list[Linear] = []
@@ -132,10 +133,12 @@ class Stack:
                 self.theirs.append(found[""])
         except _Refusal as reason:
             self.refusal = str(reason)
+        self._built_for = self.kind
 
     def fits(self) -> bool:
-        """The encoder's modules are still the ones that this was built from."""
-        return len(self._order) == len(self.theirs) and all(place.unchanged() for place in self._places)
+        """The encoder's modules are still the ones that this was built from, in the same dtype and place."""
+        same = len(self._order) == self._count and self.kind == self._built_for
+        return same and all(place.unchanged() for place in self._places)
 
     def why_not(self) -> str | None:
         """Why a call cannot be served now, whatever it asks for; or None."""
@@ -149,11 +152,10 @@ class Stack:
         return None if len(kinds) == 1 else "its parameters have several dtypes or devices"
 
     @property
-    def kind(self) -> tuple[torch.dtype, torch.device]:
+    def kind(self) -> tuple[torch.dtype, torch.device] | None:
         """The dtype and the device of the parameters, where `why_not` finds no fault."""
-        weight = self._owned[0]["weight"]
-        assert weight is not None
-        return weight.dtype, weight.device
+        weight = self._owned[0]["weight"] if self._owned else None
+        return None if weight is None else (weight.dtype, weight.device)
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the encoder's layers."""
