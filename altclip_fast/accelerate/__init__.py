@@ -149,8 +149,8 @@ def explain(model: nn.Module) -> Table:
             rows.append(Row(name, False, "transformers", reason))
             continue
         with fused.ours():
-            rows.append(Row(name, True, _backend(fused.current()), ""))
-        for part, linear in fused.current().as_is.items():
+            rows.append(Row(name, True, _backend(fused.stack), ""))
+        for part, linear in fused.stack.as_is.items():
             rows.append(Row(f"{name}.{part}", False, "transformers", f"called as it is: a {type(linear).__name__}"))
     return Table(Row._fields, rows)
 

@@ -61,18 +61,24 @@ class Fused:
 class FusedEncoder(Fused):
     """All layers of an encoder, for every row of the batch."""
 
-    stack: Stack | None = None
+    _stack: Stack | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "stack": None}
+        return {**self.__dict__, "_stack": None}
 
-    def current(self) -> Stack:
-        """Our layers over the encoder as it is now; training keeps no packed copies."""
-        if self.stack is None or not self.stack.fits():
-            self.stack = Stack(self.module)
+    @property
+    def stack(self) -> Stack:
+        """Our layers over the encoder as it was when `why_not` was asked last."""
+        if self._stack is None:
+            self._stack = Stack(self.module)
+        return self._stack
+
+    def _refresh(self) -> None:
+        """Build the layers again where modules have changed; training keeps no packed copies."""
+        if not self.stack.fits():
+            self._stack = Stack(self.module)
         if self.module.training:
             self.stack.release()
-        return self.stack
 
     def why_not(self, asked: dict[str, Any]) -> str | None:
         """Why transformers' code runs a call with these keywords, whatever the rows are; or None."""
@@ -89,7 +95,8 @@ class FusedEncoder(Fused):
             return f"the call has {', '.join(unknown)}"
         if _has_any_global_hook():
             return "a hook on all modules is set"
-        return self.current().why_not()
+        self._refresh()
+        return self.stack.why_not()
 
     def why_not_rows(self, x: Tensor, mask: Tensor | None = None) -> str | None:
         """Why transformers' code runs a call with these rows, or None.
@@ -98,7 +105,7 @@ class FusedEncoder(Fused):
             x: [B, S, hidden].
             mask: broadcast to [B, heads, S, S], or None.
         """
-        if type(x) is not Tensor or x.dim() != 3 or (x.dtype, x.device) != self.current().kind:
+        if type(x) is not Tensor or x.dim() != 3 or (x.dtype, x.device) != self.stack.kind:
             return "the rows are not a plain tensor of the dtype and on the device of the layers"
         if x.is_meta or x.numel() == 0:
             return "there is nothing to compute"
@@ -117,12 +124,12 @@ class FusedEncoder(Fused):
     def __call__(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         if self.why_not(kwargs) is not None or self.why_not_rows(inputs_embeds, attention_mask) is not None:
             return self.theirs(inputs_embeds, attention_mask, **kwargs)
-        stack, x, shape = self.current(), inputs_embeds, inputs_embeds.shape
+        x, shape = inputs_embeds, inputs_embeds.shape
         rows = whole_rows(shape[0], shape[1], x.device, dense=attention_mask is not None)
         rows.mask = attention_mask
         rows.causal = bool(kwargs.get("is_causal")) and self.module.config._attn_implementation != "eager"
         with self.ours():
-            for layer, theirs in zip(stack.layers, stack.theirs, strict=True):
+            for layer, theirs in zip(self.stack.layers, self.stack.theirs, strict=True):
                 before, x = x, layer(x.flatten(0, 1), rows).view(shape)
                 for record in theirs._forward_hooks.values():  # transformers' own: hidden states that are asked for
                     record(theirs, (before,), x)
@@ -173,7 +180,7 @@ class FusedTower(Fused):
             x: [B, S, hidden], the embedded rows.
             again: transformers' output, for when `rows` are not all of them.
         """
-        stack, shape = encoder.current(), x.shape
+        stack, shape = encoder.stack, x.shape
         *body, last = stack.layers
         with self.ours():
             x = rows.pack(x)

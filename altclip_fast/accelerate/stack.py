@@ -224,8 +224,10 @@ def kind_of(module: nn.Module) -> str:
     """
     if "forward" in module.__dict__ or has_hooks(module):
         return "hooked"
-    plain = all(p is None or type(p) is nn.Parameter for p in module._parameters.values())
-    return "plain" if plain else "special"
+    for parameter in module._parameters.values():
+        if parameter is not None and type(parameter) is not nn.Parameter:
+            return "special"
+    return "plain"
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -233,4 +235,5 @@ def has_hooks(module: nn.Module) -> bool:
     state = module.__dict__
     if state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"]:
         return True
-    return any(getattr(hook, "__module__", None) != RECORDING for hook in state["_forward_hooks"].values())
+    hooks = state["_forward_hooks"]
+    return bool(hooks) and any(getattr(hook, "__module__", None) != RECORDING for hook in hooks.values())
