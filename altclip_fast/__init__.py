@@ -22,6 +22,7 @@ if os.path.exists(os.path.join(_root, "setup.py")):
 del _root
 
 _HOMES = {
+    "accelerate": ("accelerate", "explain", "revert"),
     "auto": ("AutoImageProcessor", "AutoModel", "AutoProcessor", "AutoTokenizer"),
     "config": (
         "AltCLIPConfig",
