@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from . import kernels, ladder, models, ops, report
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exit code 2 for wrong usage, 1 where something was refused or failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (models, ops, ladder, report, kernels):
         module.add_command(commands)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     sys.exit(options.run(options))
 
 

@@ -42,7 +42,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options that the ladder has, too."""
     sizes = f"{', '.join(SIZES)} (random weights), or a checkpoint folder (default: %(default)s)"
     parser.add_argument("--model", default="vit-l-14", type=_model, help=sizes)
-    parser.add_argument("--layers", type=positive, metavar="N", help="cut a named model to N layers")
     works = "; ".join(f"{name}: {what}" for name, what in WORKS.items())
     parser.add_argument("--works", nargs="+", choices=WORKS, default=["image"], metavar="WORK", help=works)
     parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8], metavar="N", help="default: 1 8")
@@ -98,15 +97,14 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     """One a tower and batch; the checkpoints exist while they are worked on."""
     with _weights(options.weights) as parent:
         for work in options.works:
-            folder = checkpoint(options.model, work, parent, options.layers)
+            folder = checkpoint(options.model, work, parent)
             for batch in options.batches:
                 yield Job(str(folder), work, batch, "float32", options.threads)
 
 
 def subject(options: argparse.Namespace) -> str:
     """The model's name in the rows."""
-    name = options.model if options.model in SIZES else Path(options.model).resolve().name
-    return name if options.layers is None else f"{name}, {options.layers} layers"
+    return options.model if options.model in SIZES else Path(options.model).resolve().name
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from .worker import Clock
 from .workloads import LENGTHS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-HIDDEN, WIDE, HEADS, WIDTH, VOCABULARY = 1024, 4096, 16, 768, 250002
+HIDDEN, WIDE, HEADS, WIDTH, VOCABULARY = 1024, 4096, 16, 768, 65536
+IMAGES = 65536  # that are searched
 
 
 class Case(NamedTuple):
@@ -191,8 +192,8 @@ def _normalize(make: Make, batch: int) -> Iterator[Case]:
 
 def _similarity(op: str, *rest: Any) -> Callable[[Make, int], Iterator[Case]]:
     def of(make: Make, batch: int) -> Iterator[Case]:
-        a, b = make(batch, WIDTH), make(65536, WIDTH)
-        yield Case(op, f"{batch} x 65536", (a, b, *rest), 2 * a.shape[0] * b.numel(), _bytes(a, b))
+        a, b = make(batch, WIDTH), make(IMAGES, WIDTH)
+        yield Case(op, f"{batch} x {IMAGES}", (a, b, *rest), 2 * a.shape[0] * b.numel(), _bytes(a, b))
 
     return of
 

@@ -125,9 +125,10 @@ def _ahead(best: dict[str, Row]) -> str:
     return f"{best[OURS].throughput / max(peers):.2f} x"
 
 
-def _ladder_table(run: Sequence[Row]) -> str:
+def _ladder_table(found: Sequence[Row]) -> str:
+    run = sorted(found, key=lambda row: row.step)
     lines = [["technique", "precision", "inputs a second", "speed-up", "of the ceiling", "centred cosine"]]
-    for row in sorted(run, key=lambda row: row.step):
+    for row in run:
         faster = f"{run[0].median / row.median:.2f} x"
         share, cosine = _percent(row.share), "" if row.cosine is None else f"{row.cosine:.6f}"
         lines.append([row.system, row.dtype, f"{row.throughput:.3g}", faster, share, cosine])

@@ -92,8 +92,8 @@ def transformers_module(job: Job, attention: str) -> nn.Module:
     transformers.utils.logging.disable_progress_bar()
     dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
     kind = getattr(transformers, job.class_name)
-    model = kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype).eval()
-    return (_Images if job.tower == "image" else _Texts)(model, dtype)
+    model = kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype)
+    return (_Images if job.tower == "image" else _Texts)(model, dtype).eval()
 
 
 class _Images(nn.Module):
@@ -262,7 +262,7 @@ def _export_openvino(job: Job, file: Path) -> None:
 
 def _quantize_openvino(source: Path, job: Job, file: Path) -> None:
     nncf, openvino = package("nncf"), package("openvino")
-    samples = [[x.numpy() for x in inputs.values()] for inputs in job.batches()]
+    samples = [[x.numpy() for x in inputs.values()] for inputs in job.samples()]
     quantized = nncf.quantize(
         openvino.Core().read_model(source),
         nncf.Dataset(samples),

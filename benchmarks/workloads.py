@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from altclip_fast.config import AltCLIPTextConfig, CLIPTextConfig, CLIPVisionConfig
@@ -20,6 +21,7 @@ WORKS = {
     "text77": "captions of 8 to 17 tokens, padded to 77",
 }
 CHECKED = 4  # inputs that embeddings are compared on, at least
+CALIBRATING = 32  # inputs that a peer may look at to choose its scales
 LENGTHS = {"text": (12, 6, 19, 8, 32, 10, 14, 11), "text77": (12, 8, 17, 9, 12, 10, 15, 13)}
 
 
@@ -30,12 +32,11 @@ class Size(NamedTuple):
     text: dict[str, Any]
     text_model: type
 
-    def model(self, tower: str, layers: int | None) -> Any:
-        """A tower with random weights, cut to that many layers."""
-        cut = {} if layers is None else {"num_hidden_layers": layers}
+    def model(self, tower: str) -> Any:
+        """A tower with random weights."""
         if tower == "image":
-            return CLIPVisionModelWithProjection(CLIPVisionConfig(**{**self.vision, **cut}))
-        return self.text_model(self.text_model.config_class(**{**self.text, **cut}))
+            return CLIPVisionModelWithProjection(CLIPVisionConfig(**self.vision))
+        return self.text_model(self.text_model.config_class(**self.text))
 
 
 def _vision(hidden: int, layers: int, patch: int, projection: int) -> dict[str, Any]:
@@ -79,12 +80,11 @@ SIZES = {
 }
 
 
-def checkpoint(model: str, work: str, parent: Path, layers: int | None = None) -> Path:
+def checkpoint(model: str, work: str, parent: Path) -> Path:
     """The folder of the tower that does `work`; a named size is written under `parent` unless it is there.
 
     Args:
         model: a key of `SIZES`, or a checkpoint folder.
-        layers: fewer than the model has.
 
     Raises:
         ValueError: the model is neither.
@@ -93,15 +93,13 @@ def checkpoint(model: str, work: str, parent: Path, layers: int | None = None) -
         folder = Path(model)
         if not (folder / "config.json").is_file():
             raise ValueError(f"model is {model!r}; a checkpoint folder or one of {', '.join(SIZES)} is needed")
-        if layers is not None:
-            raise ValueError(f"model is the folder {model!r}; layers can be left out of a named size only")
         return folder
     tower = tower_of(work)
-    folder = parent / ("-".join([model, tower] if layers is None else [model, tower, str(layers), "layers"]))
+    folder = parent / f"{model}-{tower}"
     if not (folder / "config.json").exists():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            SIZES[model].model(tower, layers).save_pretrained(folder)
+            SIZES[model].model(tower).save_pretrained(folder)
     return folder
 
 
@@ -136,7 +134,14 @@ class Job:
     def batches(self) -> list[dict[str, Tensor]]:
         """Enough inputs to judge embeddings by, the same in every process; the first batch is what is timed."""
         count = -(-max(self.batch, CHECKED) // self.batch)
-        return self._images(count) if self.work == "image" else self._texts(count)
+        return [self._inputs(range(i * self.batch, (i + 1) * self.batch)) for i in range(count)]
+
+    def samples(self) -> list[dict[str, Tensor]]:
+        """Other inputs, one at a time, for a peer to calibrate with."""
+        return [self._inputs(range(i, i + 1)) for i in range(1000, 1000 + CALIBRATING)]
+
+    def _inputs(self, numbers: range) -> dict[str, Tensor]:
+        return self._images(numbers) if self.work == "image" else self._texts(numbers)
 
     def cost(self) -> Cost:
         """Of one call on the first batch."""
@@ -147,7 +152,7 @@ class Job:
             flops, weights = _layers(config, [tokens + 1] * self.batch)
             shape = f"{self.batch} x {config.num_channels} x {config.image_size} x {config.image_size}"
             return Cost(flops + self.batch * patch, weights * self._itemsize, shape)
-        lengths = self._lengths()
+        lengths = self._lengths(range(self.batch))
         flops, weights = _layers(self._text_config(), lengths)
         width = self.batches()[0]["input_ids"].shape[1]
         return Cost(flops, weights * self._itemsize, f"{self.batch} x {width}, {sum(lengths)} tokens")
@@ -164,37 +169,37 @@ class Job:
         kind = AltCLIPTextConfig if "AltCLIP" in self.class_name else CLIPTextConfig
         return self._tower_config(kind, "text_config")
 
-    def _lengths(self, count: int = 1) -> list[int]:
+    def _lengths(self, numbers: range) -> list[int]:
         given = LENGTHS[self.work]
-        return [given[i % len(given)] for i in range(count * self.batch)]
+        return [given[i % len(given)] for i in numbers]
 
-    def _images(self, count: int) -> list[dict[str, Tensor]]:
+    def _images(self, numbers: range) -> dict[str, Tensor]:
         """Soft random patterns with noise, about as far apart as photos are."""
         config = self._tower_config(CLIPVisionConfig, "vision_config")
-        draw, size = torch.Generator().manual_seed(1), config.image_size
-        pattern = torch.randn(count * self.batch, config.num_channels, 5, 5, generator=draw)
-        noise = torch.randn(count * self.batch, config.num_channels, size, size, generator=draw)
-        pixels = torch.nn.functional.interpolate(pattern, (size, size), mode="bicubic") + 0.3 * noise
-        return [{"pixel_values": part.contiguous()} for part in pixels.split(self.batch)]
+        channels, size, found = config.num_channels, config.image_size, []
+        for number in numbers:
+            draw = torch.Generator().manual_seed(number)
+            pattern = torch.randn(1, channels, 5, 5, generator=draw)
+            noise = torch.randn(1, channels, size, size, generator=draw)
+            found.append(F.interpolate(pattern, (size, size), mode="bicubic") + 0.3 * noise)
+        return {"pixel_values": torch.cat(found)}
 
-    def _texts(self, count: int) -> list[dict[str, Tensor]]:
-        config, lengths = self._text_config(), self._lengths(count)
-        draw = torch.Generator().manual_seed(2)
+    def _texts(self, numbers: range) -> dict[str, Tensor]:
+        config, lengths = self._text_config(), self._lengths(numbers)
         start, end, pad = 0, config.vocab_size - 1, 1
         if "AltCLIP" in self.class_name:
             start, end, pad = config.bos_token_id, config.eos_token_id, config.pad_token_id
         elif config.eos_token_id != 2:  # 2 stands for the largest id, see CLIP's configuration
             end = config.eos_token_id
-        found = []
-        for first in range(0, len(lengths), self.batch):
-            of_batch = lengths[first : first + self.batch]
-            ids = torch.full((self.batch, 77 if self.work == "text77" else max(of_batch)), pad)
-            for row, length in zip(ids, of_batch, strict=True):
-                row[:length] = torch.randint(3, config.vocab_size - 2, (length,), generator=draw)
-                row[0], row[length - 1] = start, end
-            mask = (torch.arange(ids.shape[1]) < torch.tensor(of_batch)[:, None]).long()
-            found.append({"input_ids": ids, "attention_mask": mask})
-        return found
+        ids = torch.full((len(lengths), 77 if self.work == "text77" else max(lengths)), pad)
+        for number, row, length in zip(numbers, ids, lengths, strict=True):
+            draw = torch.Generator().manual_seed(number)
+            row[:length] = torch.randint(3, config.vocab_size - 2, (length,), generator=draw)
+            row[0], row[length - 1] = start, end
+        return {
+            "input_ids": ids,
+            "attention_mask": (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long(),
+        }
 
 
 class Cost(NamedTuple):
