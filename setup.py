@@ -1,7 +1,8 @@
 """Which folder is which package, and the native library; everything else about the package is in pyproject.toml.
 
 The Triton kernels lie in `kernels/` and are imported as `altclip_fast.kernels`. That folder has no
-`__init__.py`, so that it is never installed as `kernels`: another well-known package has that name.
+`__init__.py`, so that it is never installed as `kernels`: another well-known package has that name. In the same way
+`benchmarks/` is installed as `altclip_fast.benchmarks`, which `altclip-fast bench` runs.
 
 The native library is built by ninja with the compiler that $CXX names (else c++). It needs torch and ninja where pip
 runs: use --no-build-isolation. Without them, without a compiler, or with ALTCLIP_FAST_NATIVE=0, the package installs
@@ -132,9 +133,10 @@ def ninja_file(target):
 
 packages = find_packages(include=["altclip_fast", "altclip_fast.*"])
 package_dir = {}
-if (ROOT / "kernels").is_dir():
-    packages.append("altclip_fast.kernels")
-    package_dir["altclip_fast.kernels"] = "kernels"
+for folder in ("kernels", "benchmarks"):
+    if (ROOT / folder).is_dir():
+        packages.append(f"altclip_fast.{folder}")
+        package_dir[f"altclip_fast.{folder}"] = folder
 
 setup(
     packages=packages,

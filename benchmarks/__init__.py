@@ -1,1 +1,1 @@
-"""What is measured, and how: `python -m benchmarks --help`. It runs in a checkout; it is not installed."""
+"""What is measured, and how. `python -m benchmarks` in a checkout is `python -m altclip_fast.benchmarks` elsewhere."""

@@ -1,19 +1,22 @@
-"""`python -m benchmarks kernels`: what the compiler makes of every Triton kernel."""
+"""Measure: `models` and `ops` against their peers, a `ladder` of techniques, `kernels` as the compiler sees them."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 
-from . import kernels
+from . import kernels, ladder, models, ops, report
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 for wrong usage, 1 where something was refused or failed."""
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    kernels.add_command(commands)
-    options = parser.parse_args()
-    options.run(options)
+    for module in (models, ops, ladder, report, kernels):
+        module.add_command(commands)
+    options = parser.parse_args(arguments)
+    sys.exit(options.run(options))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ LAYERS = [
     {"checkpoint", "processing"},
     {"models", "quantization", "runtime", "testing"},
     {"encoder", "auto", "accelerate", "pipeline", "doctor", "embedded"},
+    {"benchmarks"},
     {"cli", "__main__"},
 ]
 LEVEL = {stem: level for level, stems in enumerate(LAYERS) for stem in stems}
@@ -30,9 +31,10 @@ LEVEL[PACKAGE] = len(LAYERS)  # `import altclip_fast` stands for everything
 
 
 def module_files() -> dict[str, Path]:
-    """Dotted name -> file, for the package and for kernels/, which is imported as altclip_fast.kernels."""
+    """Dotted name -> file, for the package and for the folders beside it that are imported as parts of it."""
     files = {}
-    for folder, prefix in ((ROOT / PACKAGE, (PACKAGE,)), (ROOT / "kernels", (PACKAGE, "kernels"))):
+    beside = [(ROOT / name, (PACKAGE, name)) for name in ("kernels", "benchmarks")]
+    for folder, prefix in ((ROOT / PACKAGE, (PACKAGE,)), *beside):
         for file in folder.rglob("*.py"):
             parts = file.relative_to(folder).with_suffix("").parts
             files[".".join((*prefix, *(part for part in parts if part != "__init__")))] = file
@@ -135,9 +137,9 @@ def test_optional_packages_have_one_door(name):
     for target, line, inside in imports_of(name):
         top = target.partition(".")[0]
         where = f"{FILES[name].relative_to(ROOT)}:{line}"
-        if top == "transformers" and stem(name) != "accelerate":
+        if top == "transformers" and stem(name) not in ("accelerate", "benchmarks"):
             wrong.append(f"{where} imports transformers: only accelerate.py does")
-        if top == "triton" and stem(name) != "kernels" and not inside:
+        if top == "triton" and stem(name) not in ("kernels", "benchmarks") and not inside:
             wrong.append(f"{where} imports triton on import: do it inside a function, or in kernels/")
     assert not wrong, "\n".join(wrong)
 

@@ -1,0 +1,287 @@
+"""Who is measured: this library and what one would use instead, each a function from a job to a callable.
+
+A system that is not installed, or cannot do a job, raises `Unavailable` and says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from altclip_fast.dispatch import use_backend
+
+from .workloads import Job
+
+Embed = Callable[[dict[str, Tensor]], Tensor]
+
+
+class Unavailable(Exception):
+    """Why a system cannot do a job here."""
+
+
+class Running(NamedTuple):
+    """A system that is ready: inputs -> embeddings [B, D]; and how it was set up."""
+
+    embed: Embed
+    backend: str
+
+
+class System(NamedTuple):
+    """How a system is started, and what it computes in."""
+
+    start: Callable[[Job], Running]
+    dtypes: tuple[str, ...]
+
+
+def package(name: str, install: str | None = None) -> Any:
+    """An optional package.
+
+    Raises:
+        Unavailable: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Unavailable(f"{install or name} is not installed ({error})") from error
+
+
+def own_model(job: Job) -> nn.Module:
+    """This library's model of a job; None keeps what the checkpoint is stored in."""
+    home = importlib.import_module(f"altclip_fast.models.{'altclip' if 'AltCLIP' in job.class_name else 'clip'}")
+    options: dict[str, Any] = {"dtype": "float32"}
+    if job.dtype != "float32":
+        options = {"quantization": "int8"} if job.dtype == "int8" else {"dtype": job.dtype}
+    try:
+        return getattr(home, job.class_name).from_pretrained(job.folder, **options)
+    except ValueError as error:
+        if job.dtype == "int8":
+            raise Unavailable(str(error)) from error
+        raise
+
+
+def embedding(model: nn.Module, tower: str, inputs: dict[str, Tensor], **options: Any) -> Tensor:
+    """What a whole model, or one tower, of this library or of transformers makes of its inputs, [B, D]."""
+    features = getattr(model, f"get_{tower}_features", None)
+    output = model(**inputs, **options) if features is None else features(**inputs, **options)
+    if isinstance(output, Tensor):
+        return output
+    projected = getattr(output, f"{tower}_embeds", None)
+    return output.pooler_output if projected is None else projected
+
+
+def _own(job: Job, backend: str | None) -> Running:
+    model = own_model(job)
+
+    def embed(inputs: dict[str, Tensor]) -> Tensor:
+        with torch.inference_mode(), use_backend(backend) if backend else nullcontext():
+            return embedding(model, job.tower, inputs)
+
+    return Running(embed, backend or "chosen by itself")
+
+
+def transformers_module(job: Job, attention: str) -> nn.Module:
+    """transformers' model of a job, as a function of its inputs alone."""
+    transformers = package("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
+    kind = getattr(transformers, job.class_name)
+    model = kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype)
+    return (_Images if job.tower == "image" else _Texts)(model, dtype).eval()
+
+
+class _Images(nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return embedding(self.model, "image", {"pixel_values": pixel_values.to(self.dtype)})
+
+
+class _Texts(nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return embedding(self.model, "text", {"input_ids": input_ids, "attention_mask": attention_mask})
+
+
+def _transformers(job: Job, attention: str) -> Running:
+    module = transformers_module(job, attention)
+
+    def embed(inputs: dict[str, Tensor]) -> Tensor:
+        with torch.inference_mode():
+            return module(**inputs)
+
+    return Running(embed, f"attn_implementation={attention}")
+
+
+def _compiled(module: nn.Module) -> Embed:
+    from torch._inductor import config
+
+    config.freezing = True
+    fast = torch.compile(module)
+
+    def embed(inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return fast(**inputs)
+
+    return embed
+
+
+def _torch_compile(job: Job) -> Running:
+    return Running(_compiled(transformers_module(job, "sdpa")), "inductor, freezing, sdpa")
+
+
+def _torchao(job: Job) -> Running:
+    quantization = package("torchao.quantization", "torchao")
+    module = transformers_module(job, "sdpa")
+    quantization.quantize_(module, quantization.Int8DynamicActivationInt8WeightConfig())
+    return Running(_compiled(module), "Int8DynamicActivationInt8WeightConfig, inductor, freezing")
+
+
+def _session(file: Path, threads: int) -> Any:
+    runtime = package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime(job: Job) -> Running:
+    package("onnxruntime")
+    file = _exported(job, "onnx", _export_onnx)
+    if job.dtype == "int8":
+        file = _exported(job, "int8.onnx", partial(_quantize_onnx, file))
+    session = _session(file, job.threads)
+
+    def embed(inputs: dict[str, Tensor]) -> Tensor:
+        found = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+        return torch.from_numpy(found[0])
+
+    made = "dynamic int8 of MatMul and Gemm, a scale a channel" if job.dtype == "int8" else "float32"
+    return Running(embed, f"CPUExecutionProvider, {made}")
+
+
+def _exported(job: Job, ending: str, make: Callable[[Job, Path], None]) -> Path:
+    """A file beside the checkpoint that a peer reads instead of it; made if absent."""
+    folder = Path(job.folder, "exported")
+    file = folder / f"{job.tower}.{ending}"
+    if not file.exists():
+        folder.mkdir(exist_ok=True)
+        make(job, file)
+    return file
+
+
+def _float32(job: Job) -> Job:
+    return Job(job.folder, job.work, job.batch, "float32", job.threads)
+
+
+def _export_onnx(job: Job, file: Path) -> None:
+    onnx = package("onnx")
+    package("onnxscript")
+    inputs = job.batches()[0]
+    batch = torch.export.Dim.DYNAMIC
+    shapes = {name: {0: batch} if x.dim() == 4 else {0: batch, 1: batch} for name, x in inputs.items()}
+    with torch.no_grad():
+        torch.onnx.export(
+            transformers_module(_float32(job), "sdpa"),
+            kwargs=_two(inputs),
+            f=file,
+            input_names=list(inputs),
+            output_names=["embeddings"],
+            dynamic_shapes=shapes,
+            external_data=True,
+            dynamo=True,
+            verbose=False,
+        )
+    graph = onnx.load(file, load_external_data=False)
+    del graph.graph.value_info[:]  # the shapes of what quantising replaces would contradict it
+    onnx.save(graph, file)
+
+
+def _two(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of two: an export takes a size of 1 for a constant."""
+    return {name: torch.cat([x[:1], x[:1]]) for name, x in inputs.items()}
+
+
+def _quantize_onnx(source: Path, job: Job, file: Path) -> None:
+    quantization = package("onnxruntime.quantization", "onnxruntime")
+    quantization.quantize_dynamic(
+        source,
+        file,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        use_external_data_format=True,
+    )
+
+
+def _openvino(job: Job) -> Running:
+    openvino = package("openvino")
+    file = _exported(job, "xml", _export_openvino)
+    hint = "f32"
+    if job.dtype == "int8":
+        file, hint = _exported(job, "int8.xml", partial(_quantize_openvino, file)), "bf16"
+    elif job.dtype == "bfloat16":
+        hint = "bf16"
+    core = openvino.Core()
+    model = core.read_model(file)
+    if job.work == "image":
+        model.reshape(list(job.batches()[0]["pixel_values"].shape))
+    options = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": job.threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(model, "CPU", options)
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    request = compiled.create_infer_request()
+
+    def embed(inputs: dict[str, Tensor]) -> Tensor:
+        found = request.infer([x.numpy() for x in inputs.values()], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(found[0]).flatten(0, -2)  # a quantised model may have a dimension of 1 in front
+
+    made = "NNCF post-training int8, " if job.dtype == "int8" else ""
+    return Running(embed, f"{made}INFERENCE_PRECISION_HINT={used}")
+
+
+def _export_openvino(job: Job, file: Path) -> None:
+    openvino = package("openvino")
+    inputs = job.batches()[0]
+    with torch.no_grad():
+        model = openvino.convert_model(transformers_module(_float32(job), "sdpa"), example_input=_two(inputs))
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def _quantize_openvino(source: Path, job: Job, file: Path) -> None:
+    nncf, openvino = package("nncf"), package("openvino")
+    samples = [[x.numpy() for x in inputs.values()] for inputs in job.samples()]
+    quantized = nncf.quantize(
+        openvino.Core().read_model(source),
+        nncf.Dataset(samples),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(samples),
+    )
+    openvino.save_model(quantized, file, compress_to_fp16=False)
+
+
+FLOATS = ("float32", "bfloat16")
+OURS = "altclip_fast"
+SYSTEMS = {
+    OURS: System(partial(_own, backend=None), (*FLOATS, "int8")),
+    "reference": System(partial(_own, backend="reference"), FLOATS),
+    "transformers-eager": System(partial(_transformers, attention="eager"), FLOATS),
+    "transformers-sdpa": System(partial(_transformers, attention="sdpa"), FLOATS),
+    "torch-compile": System(_torch_compile, FLOATS),
+    "onnxruntime": System(_onnxruntime, ("float32", "int8")),
+    "openvino": System(_openvino, (*FLOATS, "int8")),
+    "torchao": System(_torchao, ("int8",)),
+}
