@@ -161,9 +161,10 @@ def _backend(stack: Stack) -> str:
         return "none yet"
     dtype, device = stack.kind
     linear = Linear(8, 8, device=device, dtype=dtype)
+    x = torch.zeros(1, 8, device=device, dtype=dtype)
     with torch.no_grad():
-        weight, bias = linear.packed(), linear.bias
-        return ops.mlp.choose(torch.zeros(1, 8, device=device, dtype=dtype), weight, bias, weight, bias, "gelu")
+        weight, bias = linear.packed(x), linear.bias
+        return ops.mlp.choose(x, weight, bias, weight, bias, "gelu")
 
 
 def _check(model: Any, caller: str) -> None:
