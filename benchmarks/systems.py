@@ -53,17 +53,15 @@ def package(name: str, install: str | None = None) -> Any:
 
 
 def own_model(job: Job) -> nn.Module:
-    """This library's model of a job; None keeps what the checkpoint is stored in."""
+    """This library's model of a job; what is not quantised in int8 is in bfloat16."""
     home = importlib.import_module(f"altclip_fast.models.{'altclip' if 'AltCLIP' in job.class_name else 'clip'}")
-    options: dict[str, Any] = {"dtype": "float32"}
-    if job.dtype != "float32":
-        options = {"quantization": "int8"} if job.dtype == "int8" else {"dtype": job.dtype}
+    kind = getattr(home, job.class_name)
+    if job.dtype != "int8":
+        return kind.from_pretrained(job.folder, dtype=job.dtype)
     try:
-        return getattr(home, job.class_name).from_pretrained(job.folder, **options)
+        return kind.from_pretrained(job.folder, dtype="bfloat16", quantization="int8")
     except ValueError as error:
-        if job.dtype == "int8":
-            raise Unavailable(str(error)) from error
-        raise
+        raise Unavailable(str(error)) from error
 
 
 def embedding(model: nn.Module, tower: str, inputs: dict[str, Tensor], **options: Any) -> Tensor:

@@ -105,10 +105,11 @@ class Model(nn.Module):
         if stored is not None:
             quantize(model)
         own = cls.__name__ in (config.architectures or ())
+        convert = quantization is not None and stored is None
         fresh = checkpoint.load_into(
             model,
             path_or_repo,
-            dtype=wanted,
+            dtype=None if convert else wanted,
             device=target,
             new_names=frozenset() if own else cls.new_parameters,
             **hub,
@@ -120,8 +121,9 @@ class Model(nn.Module):
                 f"{os.fspath(path_or_repo)} has no {', '.join(fresh)}: "
                 f"the new head of {cls.__name__} is random, and has to be trained",
             )
-        if quantization is not None and stored is None:
-            quantize(model)
+        if convert:
+            quantize(model)  # from the stored numbers, which need not be in memory in another precision
+            model.to(wanted or model.dtype)
         return model.eval()
 
     def init_head(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
