@@ -82,12 +82,18 @@ def product(
         activation: one of `FUSED`.
         residual: [.., N] or None.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    if residual is not None and activation == "none":
-        other = residual.reshape(-1, residual.shape[-1])
-        y = torch.ops.mkldnn._linear_pointwise.binary(rows, other, weight.blocked, bias, "add")
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+    shape = *x.shape[:-1], weight.shape[0]
+    count = x.numel() // x.shape[-1]
+    rows, added = _rows(x, count), None if residual is None else _rows(residual, count)
+    if added is not None and activation == "none":
+        y = torch.ops.mkldnn._linear_pointwise.binary(rows, added, weight.blocked, bias, "add")
+        return y[:count].reshape(shape)
     attribute, algorithm = FUSED[activation]
     y = torch.ops.mkldnn._linear_pointwise(rows, weight.blocked, bias, attribute, [], algorithm)
-    y = y.reshape(*x.shape[:-1], y.shape[-1])
-    return y if residual is None else y + residual
+    return (y if added is None else y + added)[:count].reshape(shape)
+
+
+def _rows(x: Tensor, count: int) -> Tensor:
+    """x as rows; a single one twice, for oneDNN sums 2048 products and more of one row in another order than of two."""
+    rows = x.reshape(count, x.shape[-1])
+    return rows.expand(2, -1).contiguous() if count == 1 else rows
