@@ -348,7 +348,7 @@ def test_the_installed_command(local, monkeypatch, capsys, as_json):
     """`altclip_fast.benchmarks` is the same folder under the name that it is installed by."""
     quick = importlib.import_module("altclip_fast.benchmarks.quick")
     monkeypatch.setattr(quick, "SMALL", "tiny")
-    monkeypatch.setattr(quick, "SYSTEMS", ["altclip_fast", "reference"])
+    monkeypatch.setattr(quick, "PEERS", ["reference"])
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", "--quick", *["--json"] * as_json])
     out = capsys.readouterr().out
