@@ -58,7 +58,7 @@ def add_run_options(parser: argparse.ArgumentParser, folders: bool = True) -> No
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Where rows go."""
-    where = "append the rows to FILE.jsonl (default: benchmarks/results/<machine>.jsonl)"
+    where = f"append the rows to FILE (default: {os.path.relpath(RESULTS)}/<machine>.jsonl)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=where)
 
 

@@ -1,14 +1,13 @@
 """A tiny model, measured without processes of its own and without waiting."""
 
 import importlib
-from dataclasses import dataclass
 
 import pytest
 import torch
+from in_process import Local
 
 from altclip_fast.models.clip import CLIPTextModelWithProjection
 from benchmarks import workloads
-from benchmarks.systems import Running
 
 
 @pytest.fixture(scope="session")
@@ -40,31 +39,6 @@ def job(weights, monkeypatch):
         return workloads.Job(str(folder), work, batch, dtype, torch.get_num_threads())
 
     return make
-
-
-@dataclass
-class Local:
-    """What a `Worker` does, in this process."""
-
-    start: object
-    job: workloads.Job
-    patience: float
-
-    peak_memory = memory = None
-
-    def __post_init__(self):
-        self.running: Running = self.start(self.job)
-        self.backend, self.closed = self.running.backend, False
-
-    def embeddings(self, patience):
-        return torch.cat([self.running.embed(batch).float() for batch in self.job.batches()])
-
-    def turn(self):
-        self.embeddings(0)
-        return 0.5
-
-    def close(self):
-        self.closed = True
 
 
 @pytest.fixture(params=["benchmarks"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Local
+from in_process import Local
 
 from altclip_fast import cli
 from altclip_fast.dispatch import OPS
