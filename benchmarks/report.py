@@ -216,7 +216,7 @@ def _latency(figure: Any, shown: Sequence[Row]) -> None:
                 axes.plot(*zip(*points, strict=True), "o-", label=name, color=f"C{index}")
         axes.set(xlabel="batch", title=dtype, xscale="log", yscale="log")
         axes.set_xticks(batches, map(str, batches))
-        axes.minorticks_off()
+        axes.tick_params("x", which="minor", bottom=False, labelbottom=False)
     figure.axes[0].set_ylabel("milliseconds a call")
     _legend(figure)
 
