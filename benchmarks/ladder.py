@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from altclip_fast.dispatch import OPS, use_backend
+from altclip_fast.dispatch import OPS, backends, use_backend
 
 from . import harness, models
 from .harness import Entry, Outcome
@@ -20,6 +20,7 @@ from .systems import SYSTEMS, Running, embedding, own_model
 from .workloads import Job
 
 PRODUCTS = frozenset({"linear", "mlp"})
+ATTENTION = PRODUCTS | {"attention"}
 ALL = frozenset(OPS)
 
 
@@ -28,7 +29,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "ladder", help="what each technique is worth, one after the other", description=__doc__
     )
-    models.add_run_options(parser)
+    models.add_run_options(parser, folders=False)
     parser.set_defaults(run=_run)
 
 
@@ -56,8 +57,11 @@ def steps(work: str) -> list[Entry]:
     found += [
         ("+ only the pooled token in the last layer", partial(_own, operators=frozenset()), "float32"),
         ("+ packed weights, fused epilogues", partial(_own, operators=PRODUCTS), "float32"),
-        ("+ own attention", partial(_own, operators=PRODUCTS | {"attention"}), "float32"),
-        ("+ all other kernels", partial(_own, operators=ALL), "float32"),
+        ("+ own attention", partial(_own, operators=ATTENTION), "float32"),
+    ]
+    if _running(ALL) != _running(ATTENTION):
+        found.append(("+ all other kernels", partial(_own, operators=ALL), "float32"))
+    found += [
         ("+ bfloat16", partial(_own, operators=ALL), "bfloat16"),
         ("+ int8", partial(_own, operators=ALL), "int8"),
     ]
@@ -76,17 +80,22 @@ def _own(job: Job, operators: frozenset[str], padded: bool = False, every_row: b
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
         if padded and job.tower == "text":
-            visible = inputs["attention_mask"].bool()[:, None, None, :]
-            length = visible.shape[-1]
-            inputs = {**inputs, "attention_mask": visible.expand(-1, 1, length, length)}
+            inputs = {**inputs, "attention_mask": _dense(inputs["attention_mask"], "AltCLIP" not in job.class_name)}
         with torch.inference_mode(), kernels_for(operators):
             return embedding(model, job.tower, inputs, **options)
 
-    return Running(embed, f"own kernels: {', '.join(sorted(_ran(operators))) or 'none'}")
+    return Running(embed, f"own kernels: {', '.join(_running(operators)) or 'none'}")
 
 
-def _ran(operators: frozenset[str]) -> list[str]:
-    return [name for name in operators if OPS[name].backends != ("reference",)]
+def _dense(mask: Tensor, causal: bool) -> Tensor:
+    """A mask of four dimensions, under which nothing is packed."""
+    seen = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+    return seen.tril() if causal else seen
+
+
+def _running(operators: frozenset[str]) -> list[str]:
+    """Those of these operators that have a kernel here."""
+    return sorted(row.op for row in backends() if row.op in operators and row.runs != "reference")
 
 
 @contextmanager

@@ -38,10 +38,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, metavar="DTYPE", help=_all(DTYPES))
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options that the ladder has, too."""
-    sizes = f"{', '.join(SIZES)} (random weights), or a checkpoint folder (default: %(default)s)"
-    parser.add_argument("--model", default="vit-l-14", type=_model, help=sizes)
+def add_run_options(parser: argparse.ArgumentParser, folders: bool = True) -> None:
+    """Options that the ladder has, too; `folders`: whether a model may be one."""
+    sizes = f"{', '.join(SIZES)} (random weights){', or a checkpoint folder' * folders} (default: %(default)s)"
+    which: dict[str, Any] = {"type": _model} if folders else {"choices": SIZES}
+    parser.add_argument("--model", default="vit-l-14", metavar="MODEL", help=sizes, **which)
     works = "; ".join(f"{name}: {what}" for name, what in WORKS.items())
     parser.add_argument("--works", nargs="+", choices=WORKS, default=["image"], metavar="WORK", help=works)
     parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8], metavar="N", help="default: 1 8")
@@ -57,7 +58,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Where rows go."""
-    where = "append the rows to FILE.jsonl (default: benchmarks/results/<machine>.jsonl)"
+    where = f"append the rows to FILE (default: {os.path.relpath(RESULTS)}/<machine>.jsonl)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=where)
 
 

@@ -93,6 +93,8 @@ def tables(found: Sequence[Row]) -> str:
         if models:
             parts.append(_model_table(models))
         parts += [_ladder_table(run) for run in ladders]
+    if plot_rows(found):
+        parts.append("\n".join(f"![{what}](docs/{name})" for name, (what, _) in PLOTS.items()))
     return "\n\n".join(parts)
 
 
@@ -108,7 +110,7 @@ def newest(found: Sequence[Row], kind: str, *also: str) -> list[list[Row]]:
 
 def _model_table(runs: Sequence[list[Row]]) -> str:
     names = [name for name in SYSTEMS if any(row.system == name for run in runs for row in run)]
-    lines = [["model", "inputs a call", "precision", *names, "best peer is beaten by"]]
+    lines = [["model", "inputs a call", "precision", *names, "times the best peer"]]
     for run in runs:
         best = {row.system: row for row in run}
         fastest = max(run, key=lambda row: row.throughput).system
@@ -183,7 +185,7 @@ def draw(found: Sequence[Row], folder: Path) -> None:
         "axes.spines.right": False,
     }
     with pyplot.rc_context(style):
-        for name, plot in PLOTS.items():
+        for name, (_, plot) in PLOTS.items():
             figure = pyplot.figure(figsize=(8, 4), layout="constrained")
             plot(figure, shown)
             title = f"{shown[0].subject}, images, {shown[0].device}, {shown[0].threads} threads"
@@ -205,6 +207,7 @@ def _share(figure: Any, shown: Sequence[Row]) -> None:
 
 
 def _latency(figure: Any, shown: Sequence[Row]) -> None:
+    batches = sorted({row.batch for row in shown})
     dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in shown)]
     for axes, dtype in zip(figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0], dtypes, strict=True):
         for index, name in enumerate(SYSTEMS):
@@ -212,6 +215,8 @@ def _latency(figure: Any, shown: Sequence[Row]) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", label=name, color=f"C{index}")
         axes.set(xlabel="batch", title=dtype, xscale="log", yscale="log")
+        axes.set_xticks(batches, map(str, batches))
+        axes.tick_params("x", which="minor", bottom=False, labelbottom=False)
     figure.axes[0].set_ylabel("milliseconds a call")
     _legend(figure)
 
@@ -237,8 +242,8 @@ def _legend(figure: Any) -> None:
     figure.legend(labels.values(), labels.keys(), loc="outside right center", frameon=False, fontsize="small")
 
 
-PLOTS: dict[str, Callable[[Any, Sequence[Row]], None]] = {
-    "throughput.svg": _throughput,
-    "latency.svg": _latency,
-    "ceiling.svg": _share,
+PLOTS: dict[str, tuple[str, Callable[[Any, Sequence[Row]], None]]] = {
+    "throughput.svg": ("Images a second by system and precision", _throughput),
+    "latency.svg": ("Milliseconds a call by batch", _latency),
+    "ceiling.svg": ("Share of the measured ceiling by system and precision", _share),
 }

@@ -23,7 +23,9 @@ import torch
 
 from altclip_fast._version import __version__
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+IN_CHECKOUT = (HERE.parent / "setup.py").exists()
+RESULTS = HERE / "results" if IN_CHECKOUT else Path("results")
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao", "triton")
 
 
@@ -135,12 +137,11 @@ def version_of(package: str) -> str | None:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
-    if not (here.parent / "setup.py").exists():
+    if not IN_CHECKOUT:
         return f"v{__version__}"
     try:
         told = [
-            subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
             for arguments in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.CalledProcessError):

@@ -1,12 +1,13 @@
 """A tiny model, measured without processes of its own and without waiting."""
 
-from dataclasses import dataclass
+import importlib
 
 import pytest
 import torch
+from in_process import Local
 
-from benchmarks import ceiling, harness, worker, workloads
-from benchmarks.systems import Running
+from altclip_fast.models.clip import CLIPTextModelWithProjection
+from benchmarks import workloads
 
 
 @pytest.fixture(scope="session")
@@ -16,49 +17,40 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def job(weights):
-    """Makes a job of the tiny model."""
+def job(weights, monkeypatch):
+    """Makes a job of the tiny model, or of one whose text tower is CLIP's."""
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    clip = workloads.Size(
+        workloads.SIZES["tiny"].vision,
+        {
+            **text,
+            "vocab_size": 99,
+            "bos_token_id": 97,
+            "eos_token_id": 98,
+            "projection_dim": 24,
+            "initializer_factor": 4.0,
+        },
+        CLIPTextModelWithProjection,
+    )
+    monkeypatch.setitem(workloads.SIZES, "tiny-clip", clip)
 
-    def make(work="image", batch=2, dtype="float32"):
-        folder = workloads.checkpoint("tiny", work, weights)
+    def make(work="image", batch=2, dtype="float32", model="tiny"):
+        folder = workloads.checkpoint(model, work, weights)
         return workloads.Job(str(folder), work, batch, dtype, torch.get_num_threads())
 
     return make
 
 
-@dataclass
-class Local:
-    """What a `Worker` does, in this process."""
-
-    start: object
-    job: workloads.Job
-    patience: float
-
-    peak_memory = memory = None
-
-    def __post_init__(self):
-        self.running: Running = self.start(self.job)
-        self.backend, self.closed = self.running.backend, False
-
-    def embeddings(self, patience):
-        return torch.cat([self.running.embed(batch).float() for batch in self.job.batches()])
-
-    def turn(self):
-        self.embeddings(0)
-        return 0.5
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.fixture
-def local(monkeypatch):
-    """The harness in one process, with ceilings of small products."""
+@pytest.fixture(params=["benchmarks"])
+def local(request, monkeypatch):
+    """The harness in one process, with ceilings of small products; under the name that it is imported by."""
+    harness, worker, ceiling = (
+        importlib.import_module(f"{request.param}.{n}") for n in ("harness", "worker", "ceiling")
+    )
     harness.truth.cache_clear()
     monkeypatch.setattr(harness, "Worker", Local)
     monkeypatch.setattr(worker, "TURN", 0.0)
-    monkeypatch.setattr(ceiling, "INNER", 16)
-    monkeypatch.setattr(ceiling, "COLUMNS", 32)
-    monkeypatch.setattr(ceiling, "COPIED", 4096)
+    for name, value in (("INNER", 16), ("COLUMNS", 32), ("COPIED", 4096)):
+        monkeypatch.setattr(ceiling, name, value)
     yield
     harness.truth.cache_clear()
