@@ -149,13 +149,24 @@ class Stack:
         if any(layer.training and layer.gradient_checkpointing for layer in self.theirs):
             return "activation checkpointing is on"
         kinds = {(p.dtype, p.device) for owned in self._owned for p in owned.values() if p is not None}
-        return None if len(kinds) == 1 else "its parameters have several dtypes or devices"
+        if len(kinds) != 1:
+            return "its parameters have several dtypes or devices"
+        if self.device.type == "meta":
+            return "its parameters are on the meta device"
+        if torch.is_autocast_enabled(self.device.type):
+            return "autocast is on, and chooses the dtypes of transformers' operations"
+        return None
 
     @property
     def kind(self) -> tuple[torch.dtype, torch.device] | None:
         """The dtype and the device of the parameters, where `why_not` finds no fault."""
         weight = self._owned[0]["weight"] if self._owned else None
         return None if weight is None else (weight.dtype, weight.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters; meta where there are none."""
+        return torch.device("meta") if self.kind is None else self.kind[1]
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the encoder's layers."""
