@@ -155,7 +155,8 @@ def _rows(name: str, fused: FusedEncoder) -> Iterator[Row]:
     with fused.ours():
         yield Row(name, True, _backend(fused.stack), "")
     for part, linear in fused.stack.as_is.items():
-        yield Row(f"{name}.{part}", False, THEIRS, f"called as it is: a {type(linear).__name__}")
+        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
+        yield Row(f"{name}.{part}", False, THEIRS, f"a {kind}, called as it is")
 
 
 def _backend(stack: Stack) -> str:
