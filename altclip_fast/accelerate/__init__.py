@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -47,6 +48,7 @@ if PROBLEM is None:
 
     attention.register()
 
+THEIRS = "transformers"  # where a backend is named, for what is left to it
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -135,30 +137,31 @@ def explain(model: nn.Module) -> Table:
         ImportError: transformers is absent, or of another version.
     """
     _check(model, "explain")
-    rows = []
+    rows: list[Row] = []
     for name, module in model.named_modules():
-        if type(module) not in LAYOUTS:
-            continue
         fused = module.__dict__.get("forward")
-        if not isinstance(fused, FusedEncoder):
+        if isinstance(fused, FusedEncoder):
+            rows += _rows(name, fused)
+        elif type(module) in LAYOUTS:
             why = "it is not accelerated" if fused is None else "it has a forward of its own"
-            rows.append(Row(name, False, "transformers", why))
-            continue
-        reason = fused.why_not({})
-        if reason is not None:
-            rows.append(Row(name, False, "transformers", reason))
-            continue
-        with fused.ours():
-            rows.append(Row(name, True, _backend(fused.stack), ""))
-        for part, linear in fused.stack.as_is.items():
-            rows.append(Row(f"{name}.{part}", False, "transformers", f"called as it is: a {type(linear).__name__}"))
+            rows.append(Row(name, False, THEIRS, why))
     return Table(Row._fields, rows)
+
+
+def _rows(name: str, fused: FusedEncoder) -> Iterator[Row]:
+    if (reason := fused.why_not({})) is not None:
+        yield Row(name, False, THEIRS, reason)
+        return
+    with fused.ours():
+        yield Row(name, True, _backend(fused.stack), "")
+    for part, linear in fused.stack.as_is.items():
+        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
+        yield Row(f"{name}.{part}", False, THEIRS, f"a {kind}, called as it is")
 
 
 def _backend(stack: Stack) -> str:
     """What most of the work, the layers' MLPs, runs on here without gradients."""
-    if stack.kind is None or stack.kind[1].type == "meta":
-        return "none yet"
+    assert stack.kind is not None
     dtype, device = stack.kind
     linear = Linear(8, 8, device=device, dtype=dtype)
     x = torch.zeros(1, 8, device=device, dtype=dtype)

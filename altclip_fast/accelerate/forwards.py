@@ -85,8 +85,6 @@ class FusedEncoder(Fused):
         config = self.module.config
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
             return "the model is being compiled, exported, traced or transformed"
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            return "autocast is on, and chooses the dtypes of transformers' operations"
         if config._attn_implementation not in SAME_RESULT:
             return f"attn_implementation is {config._attn_implementation!r}"
         if asked.get("output_attentions", config.output_attentions):
@@ -95,6 +93,8 @@ class FusedEncoder(Fused):
             return f"the call has {', '.join(unknown)}"
         if _has_any_global_hook():
             return "a hook on all modules is set"
+        if type(self.module) not in LAYOUTS:
+            return f"it has become a {type(self.module).__name__}"
         self._refresh()
         return self.stack.why_not()
 
@@ -107,8 +107,8 @@ class FusedEncoder(Fused):
         """
         if type(x) is not Tensor or x.dim() != 3 or (x.dtype, x.device) != self.stack.kind:
             return "the rows are not a plain tensor of the dtype and on the device of the layers"
-        if x.is_meta or x.numel() == 0:
-            return "there is nothing to compute"
+        if x.numel() == 0:
+            return "there are no rows"
         if mask is None:
             return None
         if type(mask) is not Tensor or mask.dtype not in (torch.bool, x.dtype) or mask.device != x.device:
@@ -124,12 +124,12 @@ class FusedEncoder(Fused):
     def __call__(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         if self.why_not(kwargs) is not None or self.why_not_rows(inputs_embeds, attention_mask) is not None:
             return self.theirs(inputs_embeds, attention_mask, **kwargs)
-        x, shape = inputs_embeds, inputs_embeds.shape
+        stack, x, shape = self.stack, inputs_embeds, inputs_embeds.shape
         rows = whole_rows(shape[0], shape[1], x.device, dense=attention_mask is not None)
         rows.mask = attention_mask
         rows.causal = bool(kwargs.get("is_causal")) and self.module.config._attn_implementation != "eager"
         with self.ours():
-            for layer, theirs in zip(self.stack.layers, self.stack.theirs, strict=True):
+            for layer, theirs in zip(stack.layers, stack.theirs, strict=True):
                 before, x = x, layer(x.flatten(0, 1), rows).view(shape)
                 for record in theirs._forward_hooks.values():  # transformers' own: hidden states that are asked for
                     record(theirs, (before,), x)
@@ -200,12 +200,12 @@ class FusedTower(Fused):
             parameters = (*stack.parameters(), *(p for module in outer for p in module.parameters()))
             return [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
 
-        stamped = stamp()
+        stamped, device = stamp(), stack.device.type
 
         def checked() -> Tensor:
             if not stack.fits() or stamp() != stamped:
                 raise RuntimeError("last_hidden_state was not read before the model changed; read it first")
-            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            with torch.autocast(device, enabled=False):
                 return compute()
 
         return checked
@@ -348,13 +348,25 @@ def _text_features(
     return outputs
 
 
+class Replicated(Fused):
+    """The replicas that `nn.DataParallel` makes: without our attributes, which are bound to the module itself."""
+
+    method = "_replicate_for_data_parallel"
+
+    def __call__(self) -> Any:
+        replica = self.theirs()
+        for name in METHODS:
+            replica.__dict__.pop(name, None)
+        return replica
+
+
+METHODS = ("forward", "get_text_features", Replicated.method)
 TOWERS: dict[type[nn.Module], type[FusedTower]] = {
     clip.CLIPVisionModel: FusedVision,
     clip.CLIPTextModel: FusedCLIPText,
     altclip.AltCLIPVisionModel: FusedVision,
     altclip.AltCLIPTextModel: FusedAltCLIPText,
 }
-METHODS = ("forward", "get_text_features")
 
 
 def stand_ins(module: nn.Module, backend: str | None) -> Iterator[Fused]:
@@ -373,3 +385,4 @@ def stand_ins(module: nn.Module, backend: str | None) -> Iterator[Fused]:
     for fused in found:
         if isinstance(fused.module.__dict__.get(fused.method, fused), Fused):
             yield fused
+            yield Replicated(fused.module, None)

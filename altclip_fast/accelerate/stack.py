@@ -25,11 +25,13 @@ class Layout(NamedTuple):
 
     layer: type[nn.Module]
     ours: type[PreNormLayer] | type[PostNormLayer]
+    options: dict[str, Any]  # of `ours`
     parts: dict[str, str]  # our modules that hold parameters, and theirs
     activation: str
     attention: str
-    dropout: str  # the attribute of `attention` that holds the probability
-    options: dict[str, Any]  # of `ours`
+    heads: str  # attributes of `attention`
+    scale: str
+    dropout: str
 
 
 _PRE_NORM = {
@@ -52,21 +54,23 @@ _POST_NORM = {
     "mlp.fc2": "output.dense",
     "norm2": "output.LayerNorm",
 }
+_PRE_NORM_NAMES = "mlp.activation_fn", "self_attn", "num_heads", "scale", "dropout"
+_POST_NORM_NAMES = (
+    "intermediate.intermediate_act_fn",
+    "attention.self",
+    "num_attention_heads",
+    "scaling",
+    "attention_dropout",
+)
 LAYOUTS: dict[type[nn.Module], Layout] = {
-    clip.CLIPEncoder: Layout(
-        clip.CLIPEncoderLayer, PreNormLayer, _PRE_NORM, "mlp.activation_fn", "self_attn", "dropout", {}
-    ),
-    altclip.AltCLIPEncoder: Layout(
-        altclip.AltCLIPEncoderLayer, PreNormLayer, _PRE_NORM, "mlp.activation_fn", "self_attn", "dropout", {}
-    ),
+    clip.CLIPEncoder: Layout(clip.CLIPEncoderLayer, PreNormLayer, {}, _PRE_NORM, *_PRE_NORM_NAMES),
+    altclip.AltCLIPEncoder: Layout(altclip.AltCLIPEncoderLayer, PreNormLayer, {}, _PRE_NORM, *_PRE_NORM_NAMES),
     altclip.AltRobertaEncoder: Layout(
         altclip.AltRobertaLayer,
         PostNormLayer,
-        _POST_NORM,
-        "intermediate.intermediate_act_fn",
-        "attention.self",
-        "attention_dropout",
         {"hidden_dropout": 0.0, "chunk_size": 0},
+        _POST_NORM,
+        *_POST_NORM_NAMES,
     ),
 }
 ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -149,13 +153,24 @@ class Stack:
         if any(layer.training and layer.gradient_checkpointing for layer in self.theirs):
             return "activation checkpointing is on"
         kinds = {(p.dtype, p.device) for owned in self._owned for p in owned.values() if p is not None}
-        return None if len(kinds) == 1 else "its parameters have several dtypes or devices"
+        if len(kinds) != 1:
+            return "its parameters have several dtypes or devices"
+        if self.device.type == "meta":
+            return "its parameters are on the meta device"
+        if torch.is_autocast_enabled(self.device.type):
+            return "autocast is on, and chooses the dtypes of transformers' operations"
+        return None
 
     @property
     def kind(self) -> tuple[torch.dtype, torch.device] | None:
         """The dtype and the device of the parameters, where `why_not` finds no fault."""
         weight = self._owned[0]["weight"] if self._owned else None
         return None if weight is None else (weight.dtype, weight.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters; meta where there are none."""
+        return torch.device("meta") if self.kind is None else self.kind[1]
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the encoder's layers."""
@@ -195,9 +210,11 @@ class Stack:
             raise _Refusal(f"the activation {type(found[layout.activation]).__name__} is not fused")
         if getattr(found[""], "chunk_size_feed_forward", 0):
             raise _Refusal("chunk_size_feed_forward is set")
-        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
+        attention = found[layout.attention]
+        sizes = config.hidden_size, getattr(attention, layout.heads), config.intermediate_size
         with torch.device("meta"):
             ours = layout.ours(*sizes, activation, config.layer_norm_eps, 0.0, **layout.options)
+        ours.attention.scale = getattr(attention, layout.scale)
         replaced = set(self.as_is.values())
         for part, name in layout.parts.items():
             mine, theirs = ours.get_submodule(part), found[name]
@@ -209,7 +226,9 @@ class Stack:
             self._owned.append(theirs._parameters)
             if isinstance(mine, Linear):
                 self._linears.append(mine)
-        self._dropouts.append((found[layout.attention], layout.dropout))
+            else:
+                mine.eps = theirs.eps
+        self._dropouts.append((attention, layout.dropout))
         self._dropouts += [(module, "p") for module in found.values() if isinstance(module, nn.Dropout)]
         return ours
 

@@ -287,6 +287,25 @@ def test_layers_may_come_and_go(make, encoder_left):
     assert not encoder_left()
 
 
+def test_replicas_for_data_parallel(make):
+    """They hold the tensors of another device, which attributes of the module itself would not see."""
+    fast = make("AltCLIPModel").fast
+    for module in fast.modules():
+        replica = module._replicate_for_data_parallel()
+        assert type(replica) is type(module) and not set(forwards.METHODS) & set(replica.__dict__)
+    assert fused(fast) == ENCODERS["AltCLIPModel"]
+
+
+def test_a_class_that_changes_later(make, encoder_left):
+    """As `fully_shard` changes it."""
+    twins = make("CLIPVisionModel")
+    encoder = twins.fast.encoder
+    encoder.__class__ = type("ShardedEncoder", (type(encoder),), {})
+    with torch.no_grad():
+        twins.assert_same(oracle.pixels(twins.plain))
+    assert encoder_left() and "ShardedEncoder" in af.explain(twins.fast)[0].reason
+
+
 def test_generic_parents(make):
     class Pipeline(nn.Module):
         def __init__(self, encoder):
