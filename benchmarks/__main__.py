@@ -1,10 +1,10 @@
-"""`python -m benchmarks kernels`: what the compiler makes of every Triton kernel."""
+"""`python -m benchmarks COMMAND`."""
 
 from __future__ import annotations
 
 import argparse
 
-from . import kernels
+from . import kernels, tune
 
 
 def main() -> None:
@@ -12,6 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     kernels.add_command(commands)
+    tune.add_command(commands)
     options = parser.parse_args()
     options.run(options)
 
