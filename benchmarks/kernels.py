@@ -8,6 +8,7 @@ core instructions, wide loads. Beside that stands what the call costs at least o
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -30,6 +31,8 @@ from triton.runtime.jit import native_specialize_impl
 
 from altclip_fast.kernels import attention, contrastive, embedding, launch, linear, norm, tuning
 from altclip_fast.report import Table
+
+from .shapes import MODELS, Work, asked, candidates, works
 
 CAPABILITIES = (80, 90)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -102,10 +105,22 @@ class Row(NamedTuple):
     flops: float
     bytes: float
     roofline_us: float
+    source: int  # rows of one number are one piece of machine code
 
 
-def compile_launch(recorded: launch.Launch, capability: int) -> tuple[Any, Code]:
-    """Compile a recorded launch; returns Triton's kernel (`.asm["ptx"]`) and what its machine code is like."""
+class Source(NamedTuple):
+    """What decides the machine code of a launch: equal ones need to be compiled once."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, int]
+    capability: int
+
+
+def source(recorded: launch.Launch, capability: int) -> Source:
+    """As a call on such a GPU would specialise the kernel."""
     kernel, _, arguments, options = recorded
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
@@ -118,12 +133,17 @@ def compile_launch(recorded: launch.Launch, capability: int) -> tuple[Any, Code]
             constants[(i,)] = value
         elif alignment == "D":
             attributes[(i,)] = [["tt.divisibility", 16]]
+    return Source(kernel, signature, constants, attributes, options, capability)
+
+
+def compile_source(source: Source) -> tuple[Any, Code]:
+    """Triton's kernel (`.asm["ptx"]`) and what its machine code is like."""
     compiled = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options={**options, "enable_fp_fusion": True},
+        ASTSource(source.kernel, source.signature, source.constants, source.attributes),
+        target=GPUTarget("cuda", source.capability, 32),
+        options={**source.options, "enable_fp_fusion": True},
     )
-    return compiled, _read(compiled, capability)
+    return compiled, _read(compiled, source.capability)
 
 
 def _backend(capability: int) -> type:
@@ -178,13 +198,13 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def cases(dtype: torch.dtype) -> Iterator[Case]:
+def cases(dtype: torch.dtype, capability: int) -> Iterator[Case]:
     """Every launcher at the sizes of ViT-L/14 (16 images: 4112 rows) and XLM-R large, forward and backward."""
-    for of_op in (_norm, _linear, _attention, _embedding, _contrastive):
-        yield from of_op(dtype)
+    for of_op in (_norm, _linear, _tiles, _attention, _embedding, _contrastive):
+        yield from of_op(dtype, capability)
 
 
-def _norm(dtype: torch.dtype) -> Iterator[Case]:
+def _norm(dtype: torch.dtype, _: int) -> Iterator[Case]:
     x, weight = meta(ROWS, HIDDEN, dtype=dtype), meta(HIDDEN, dtype=dtype)
     add_backward = partial(norm.add_layer_norm_backward, x, x, x, x, weight, 1e-5)
     yield Case("layer_norm", "", partial(norm.layer_norm, x, weight, weight, 1e-5), 0, _bytes(x, x))
@@ -194,28 +214,35 @@ def _norm(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("add_layer_norm", "backward", add_backward, 0, _bytes(x, x, x, x, x))
 
 
-def _linear(dtype: torch.dtype) -> Iterator[Case]:
+def _linear(dtype: torch.dtype, _: int) -> Iterator[Case]:
     x, square, bias = (meta(*shape, dtype=dtype) for shape in ((ROWS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN,)))
     flops = 2 * ROWS * HIDDEN**2
     arguments = (x, square, bias, "none", x)
     yield Case("linear", "residual", partial(linear.linear, *arguments), flops, _bytes(x, square, x, x))
     back = partial(linear.linear_backward, x, *arguments)
     yield Case("linear", "residual, backward", back, 2 * flops, _bytes(x, x, square, x, square))
-    few = meta(8, HIDDEN, dtype=dtype)
-    yield Case("linear", "8 rows", partial(linear.linear, few, square, bias), 16 * HIDDEN**2, _bytes(square))
     wide, wide_bias = meta(4 * HIDDEN, HIDDEN, dtype=dtype), meta(4 * HIDDEN, dtype=dtype)
-    weights = (wide, wide_bias, meta(HIDDEN, 4 * HIDDEN, dtype=dtype), bias)
+    long = meta(HIDDEN, 4 * HIDDEN, dtype=dtype)
+    few = partial(linear.linear, meta(8, 4 * HIDDEN, dtype=dtype), long, bias)
+    yield Case("linear", "8 rows", few, 64 * HIDDEN**2, _bytes(long))
+    weights = (wide, wide_bias, long, bias)
     for activation in ("quick_gelu", "gelu"):
         arguments = (x, *weights, activation, x)
         cost = 8 * flops, _bytes(x, wide, wide, x, x)
         yield Case("mlp", activation, partial(linear.mlp, *arguments), *cost)
     yield Case("mlp", "gelu, backward", partial(linear.mlp_backward, x, *arguments), 20 * flops, cost[1])
+
+
+def _tiles(dtype: torch.dtype, capability: int) -> Iterator[Case]:
+    """All that the analytic choice can be. Splitting K changes where a tile begins, and no more."""
+    x, wide, bias = (meta(*shape, dtype=dtype) for shape in ((ROWS, HIDDEN), (4 * HIDDEN, HIDDEN), (4 * HIDDEN,)))
     for config in linear.candidates(dtype):
-        run = partial(_tried, "linear", config, partial(linear.linear, x, wide, wide_bias, "quick_gelu"))
-        yield Case("linear", "candidate", run, 4 * flops, _bytes(x, wide) + 4 * _bytes(x))
+        if config["SPLIT_K"] == 1 and config["BLOCK_M"] * config["BLOCK_N"] <= linear.MACHINES[capability].tile:
+            run = partial(_tried, "linear", config, partial(linear.linear, x, wide, bias, "quick_gelu"))
+            yield Case("linear", "tile", run, 8 * ROWS * HIDDEN**2, _bytes(x, wide) + 4 * _bytes(x))
 
 
-def _attention(dtype: torch.dtype) -> Iterator[Case]:
+def _attention(dtype: torch.dtype, _: int) -> Iterator[Case]:
     for name, heads, dim, tokens, batch, causal in (
         ("images", 16, 64, 257, 16, False),
         ("images, heads of 80", 16, 80, 257, 16, False),
@@ -231,7 +258,7 @@ def _attention(dtype: torch.dtype) -> Iterator[Case]:
         yield Case("attention", f"{name}, backward", back, 3.5 * flops, _bytes(q, k, v, q, q, k, v))
 
 
-def _embedding(dtype: torch.dtype) -> Iterator[Case]:
+def _embedding(dtype: torch.dtype, _: int) -> Iterator[Case]:
     patch, hidden = meta(HIDDEN, 3, 14, 14, dtype=dtype), meta(HIDDEN, dtype=dtype)
     positions, out = meta(257, HIDDEN, dtype=dtype), meta(ROWS, HIDDEN, dtype=dtype)
     normalised = ([0.48, 0.46, 0.41], [0.27, 0.26, 0.28])
@@ -251,7 +278,7 @@ def _embedding(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("text_embed", "", run, 0, 3 * 512 * HIDDEN * dtype.itemsize)
 
 
-def _contrastive(dtype: torch.dtype) -> Iterator[Case]:
+def _contrastive(dtype: torch.dtype, _: int) -> Iterator[Case]:
     a, b, scale = (meta(*shape, dtype=dtype) for shape in ((1024, 768), (65536, 768), ()))
     flops, read, logits = 2 * 1024 * 65536 * 768, _bytes(a, b), 1024 * 65536 * dtype.itemsize
     yield Case("l2_normalize", "", partial(contrastive.l2_normalize, b), 0, _bytes(b, b))
@@ -261,9 +288,9 @@ def _contrastive(dtype: torch.dtype) -> Iterator[Case]:
     for k in (1, 10, 100):
         run = partial(contrastive.similarity_topk, a, b, k, 1.0, True)
         yield Case("similarity_topk", f"k={k}", run, flops, read)
-    image = meta(8192, 768, dtype=dtype)
+    image = meta(6144, 768, dtype=dtype)  # two chunks of the backward
     loss, back = contrastive.contrastive_loss, contrastive.contrastive_loss_backward
-    square = 2 * 8192**2 * 768
+    square = 2 * 6144**2 * 768
     yield Case("contrastive_loss", "", partial(loss, image, image, scale, True), square, _bytes(image, image))
     run = partial(back, scale, image, image, scale, True)
     yield Case("contrastive_loss", "backward", run, 4 * square, 2 * _bytes(image, image))
@@ -278,6 +305,33 @@ def _bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def _tuned(capability: int) -> Iterator[tuple[torch.dtype, Case]]:
+    """Every row of every table that was measured on such a GPU."""
+    for file in sorted(tuning.TUNED.glob("*.json")):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["capability"] != capability:
+            continue
+        for op, rows in tuning.table(file.stem).items():
+            for row in rows:
+                dtype = getattr(torch, row.dtype)
+                same = [work for work in works(MODELS) if work.op == op]
+                near = min(same, key=lambda w: tuning.distance(asked(w, dtype, capability).shape, row.shape))
+                yield dtype, _of_work(near, dtype, row.config, f"{file.stem}, {near.name}")
+
+
+def _candidates(capability: int) -> Iterator[tuple[torch.dtype, Case]]:
+    """All that a tuner would try, at the sizes of the models."""
+    for dtype in DTYPES:
+        for work in works(MODELS):
+            for config in candidates(work.op, dtype):
+                yield dtype, _of_work(work, dtype, config, f"candidate, {work.name}")
+
+
+def _of_work(work: Work, dtype: torch.dtype, config: tuning.Config, name: str) -> Case:
+    run = partial(_tried, work.op, config, lambda: work.run(*work.arguments(dtype, "meta")))
+    return Case(work.op, name, run, 0, 0)
+
+
 def launches(case: Case, capability: int) -> list[launch.Launch]:
     """What a call of the case would start on such a GPU."""
     with launch.recording(capability) as found:
@@ -285,54 +339,79 @@ def launches(case: Case, capability: int) -> list[launch.Launch]:
     return found
 
 
-def _jobs() -> list[tuple[int, torch.dtype, int]]:
-    return [
-        (index, dtype, capability)
-        for capability in CAPABILITIES
-        for dtype in DTYPES
-        for index, _ in enumerate(cases(dtype))
-    ]
+def spills(work: Work, dtype: torch.dtype, capability: int) -> bool:
+    """Whether a kernel of the work, configured as it is here, keeps registers in memory."""
+    case = Case(work.op, "", lambda: work.run(*work.arguments(dtype, "meta")), 0, 0)
+    return any(compile_source(source(one, capability))[1].spilled for one in launches(case, capability))
 
 
-def _compile(job: tuple[int, torch.dtype, int]) -> list[Row]:
-    index, dtype, capability = job
-    case = list(cases(dtype))[index]
-    floor = max(case.flops / COMPUTE[dtype], case.bytes / BANDWIDTH) * 1e6
+class Planned(NamedTuple):
+    """A launch of a case, and the number of the source that it is compiled from."""
+
+    case: Case
+    dtype: torch.dtype
+    launch: launch.Launch
+    number: int
+
+
+@functools.cache
+def plan(with_candidates: bool) -> tuple[list[Planned], list[Source]]:
+    """What is reported, and what has to be compiled for it; the same in every process."""
+    planned, sources, numbers = [], [], {}
+    for capability in CAPABILITIES:
+        found = [(dtype, case) for dtype in DTYPES for case in cases(dtype, capability)] + list(_tuned(capability))
+        for dtype, case in found + (list(_candidates(capability)) if with_candidates else []):
+            for recorded in launches(case, capability):
+                needed = source(recorded, capability)
+                key = repr(needed)
+                if key not in numbers:
+                    numbers[key] = len(sources)
+                    sources.append(needed)
+                planned.append(Planned(case, dtype, recorded, numbers[key]))
+    return planned, sources
+
+
+def _compile(with_candidates: bool, number: int) -> Code:
+    return compile_source(plan(with_candidates)[1][number])[1]
+
+
+def report(workers: int, with_candidates: bool = False) -> Table:
+    """Compile everything; one `Row` a case and kernel.
+
+    Args:
+        with_candidates: also what `python -m benchmarks tune` would try, which takes many minutes.
+    """
+    if launch.INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET is 1: an interpreted kernel cannot be compiled; unset it")
+    planned, sources = plan(with_candidates)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        codes = list(pool.map(partial(_compile, with_candidates), range(len(sources)), chunksize=2))
     rows = []
-    for recorded in launches(case, capability):
-        _, code = compile_launch(recorded, capability)
+    for case, dtype, recorded, number in planned:
         constants = {p.name: recorded.arguments[p.name] for p in recorded.kernel.params if p.is_constexpr}
         shown = ", ".join(f"{k}={v}" for k, v in {**constants, **recorded.options}.items())
         name = str(dtype).removeprefix("torch.")
-        found = (case.op, case.name, recorded.kernel.fn.__name__, name, capability, shown)
-        rows.append(Row(*found, *code, case.flops, case.bytes, floor))
-    return rows
-
-
-def report(workers: int) -> Table:
-    """Compile everything; one `Row` a kernel."""
-    if launch.INTERPRETED:
-        raise RuntimeError("TRITON_INTERPRET is 1: an interpreted kernel cannot be compiled; unset it")
-    jobs = _jobs()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        found = [row for rows in pool.map(_compile, jobs) for row in rows]
-    return Table(Row._fields, list(dict.fromkeys(found)))
+        floor = max(case.flops / COMPUTE[dtype], case.bytes / BANDWIDTH) * 1e6
+        found = (case.op, case.name, recorded.kernel.fn.__name__, name, sources[number].capability, shown)
+        rows.append(Row(*found, *codes[number], case.flops, case.bytes, floor, number))
+    return Table(Row._fields, list(dict.fromkeys(rows)))
 
 
 def add_command(commands: Any) -> None:
     """Add `kernels` to the command line."""
     parser = commands.add_parser("kernels", help="compile every Triton kernel ahead of time and read its machine code")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows as JSON lines")
+    parser.add_argument("--candidates", action="store_true", help="also what `tune` would try: many minutes")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    table = report(options.workers)
+    table = report(options.workers, options.candidates)
     if options.output:
         lines = [json.dumps({**row._asdict(), "triton": triton.__version__}) for row in table]
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    hidden = {"flops", "bytes", "configuration"}
+    hidden = {"flops", "bytes", "configuration", "source"}
     shown = [name for name in Row._fields if name not in hidden]
     print(Table(shown, [[_text(getattr(row, name)) for name in shown] for row in table]))
     sys.exit(1 if any(row.spilled or row.local for row in table) else 0)

@@ -11,15 +11,18 @@ the softmax statistics and dQ, `.._kv_kernel` walks over the queries for dK and 
 one tile each, the first alone does all (WHOLE). No atomics: the same bits every time.
 
 What decides the tiles. A 128 x 128 tile at D = 64 is 4.2 MFLOP, 1024 cycles of an H100's tensor cores, and 16384
-exponentials, 1024 cycles at 16 a cycle: neither waits for memory (K and V of a head are 33 KB at 257 tokens and stay
+exponentials, 1024 cycles at 16 a cycle: neither waits for memory (K and V of a head are 66 KB at 257 tokens and stay
 in the caches), so tiles are chosen for what they waste and for several programs on a multiprocessor, whose products
-and exponentials overlap. 257 queries are 5 tiles of 64 (320 rows) rather than 3 of 128 (384). 257 keys are whole
-tiles, which need no mask, and a last one of TAIL columns (272 in all) rather than of BLOCK_N.
+and exponentials overlap. 257 queries are 5 tiles of 64 (320 rows) rather than 3 of 128 (384). 257 keys are four whole
+tiles of 64, which need no mask, and a last one of TAIL columns (272 in all) rather than of 64 (320).
 
-A head of D columns is held in one part of a power of two, or in two where that is less: 80 = 64 + 16, not 128.
+A head is held in one part of a power of two columns, or in two where that is less: 80 = 64 + 16 takes 160 registers
+and 50 KB on sm_90, as 128 columns it takes 234 and 80 KB, half the programs, and 1.6 times the products.
 
-float32 gives the same bits whatever a sequence is batched with: the tiles do not depend on max_seqlen, and which
-of them a sequence takes is decided by its own length inside the kernel.
+float32 gives the same bits whatever a sequence is batched with: its tiles do not depend on max_seqlen, and which of
+them a sequence takes is decided by its own length, inside the kernel. So it never takes ONE_PASS, which the longest
+sequence decides; with one tile of keys the walk is the same arithmetic but for a factor of exp2(LOWEST - peak) = 0.
+Its products are three of TF32, and have a loop over the columns of a head, see `_product`.
 """
 
 from __future__ import annotations
@@ -37,7 +40,6 @@ from . import tuning
 from .launch import INTERPRETED, capability, launch
 from .linear import precision
 
-MAX_HEAD = 128
 WIDE = tl.constexpr(INTERPRETED)  # the interpreter's bfloat16 products are wrong: it multiplies in float32
 TAIL = tl.constexpr(16)  # columns of the narrow last tile: the least that a tensor core takes
 LOWEST = tl.constexpr(-3.0e38)  # below every score, and finite: LOWEST - LOWEST is a number
@@ -47,6 +49,37 @@ LOWEST = tl.constexpr(-3.0e38)  # below every score, and finite: LOWEST - LOWEST
 def _width(head, part):
     """Of a part of a head. An entry of a tuple is a constant only so, in Triton 3.6 and 3.7."""
     return head[part]
+
+
+def _config(rows: int, columns: int, num_warps: int, num_stages: int) -> tuning.Config:
+    return {"BLOCK_M": rows, "BLOCK_N": columns, "num_warps": num_warps, "num_stages": num_stages}
+
+
+# No spills at D = 64 and 80, on sm_80 and on sm_90. The best of the tuner is one of these or the default.
+CANDIDATES = (  # of bf16 and fp16
+    _config(64, 64, 4, 2),
+    _config(64, 64, 4, 3),
+    _config(64, 32, 4, 3),
+    _config(128, 64, 8, 2),
+    _config(128, 32, 8, 2),
+    _config(128, 128, 8, 2),
+    _config(64, 128, 8, 2),
+    _config(32, 64, 4, 2),
+)
+CANDIDATES_BACKWARD = (
+    _config(64, 32, 4, 2),
+    _config(64, 32, 4, 1),
+    _config(128, 32, 8, 2),
+    _config(32, 32, 4, 2),
+)
+CANDIDATES_FLOAT32 = (_config(64, 32, 4, 1), _config(64, 16, 4, 1))
+
+
+def candidates(dtype: torch.dtype, backward: bool = False) -> tuple[tuning.Config, ...]:
+    """What a tuner may choose from, beside the default."""
+    if dtype is torch.float32:
+        return CANDIDATES_FLOAT32
+    return CANDIDATES_BACKWARD if backward else CANDIDATES
 
 
 @triton.constexpr_function
@@ -176,11 +209,10 @@ def _add_dot(total, fade, a, b, PRECISION: tl.constexpr):
 @triton.jit
 def _hide(s, query, key, ahead, k_rows, CAUSAL: tl.constexpr):
     """Scores of queries from `query` on and keys from `key` on; minus infinity where a query may not look."""
-    column = key + tl.arange(0, s.shape[1])[None, :]
-    seen = column < k_rows
+    end = k_rows - key
     if CAUSAL:
-        seen = seen & (column <= query + ahead + tl.arange(0, s.shape[0])[:, None])
-    return tl.where(seen, s, float("-inf"))
+        end = tl.minimum(end, query + ahead - key + 1 + tl.arange(0, s.shape[0])[:, None])
+    return tl.where(tl.arange(0, s.shape[1])[None, :] < end, s, float("-inf"))
 
 
 @triton.jit
@@ -746,7 +778,7 @@ def _tile(capability: int, dtype: torch.dtype, queries: int, keys: int, width: i
 def _backward_tile(capability: int, dtype: torch.dtype, queries: int, keys: int, width: int) -> tuning.Config:
     narrow = width <= 96
     if dtype is torch.float32:
-        return _config(64, 32, 4, 1) if narrow else _config(32, 16, 8, 1)
+        return _config(64, 32 if width <= 64 else 16, 4, 1) if narrow else _config(32, 16, 8, 1)
     if max(queries, keys) <= (128 if capability >= 90 else 64 if narrow else 32):
         return _tile(capability, dtype, queries, keys, width)
     if capability < 90 and not narrow:
@@ -763,7 +795,3 @@ def _rows(queries: int) -> int:
 
 def _warps(rows: int, columns: int) -> int:
     return rows // 16 if rows >= 64 else min(4, rows * columns // 256)
-
-
-def _config(rows: int, columns: int, num_warps: int, num_stages: int) -> tuning.Config:
-    return {"BLOCK_M": rows, "BLOCK_N": columns, "num_warps": num_warps, "num_stages": num_stages}

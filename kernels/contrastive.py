@@ -41,8 +41,6 @@ from .linear import DOT, precision, processors, product
 from .norm import tile_of
 from .tuning import Config, configuration
 
-MAX_WIDTH = 16384  # of a row: it is normalised in registers
-MAX_K = 512  # of similarity_topk: a row's candidates lie in registers
 CHUNK = 8192  # rows of a sweep of contrastive_loss
 GRADIENT_ROWS = 1024  # of its backward, or 4 * D if that is more: the chunk's gradient is as large as 4 embeddings
 PARTS = 256  # of b's rows at most, where each part leaves a partial sum
@@ -904,9 +902,7 @@ def _topk_tiles(a: Tensor, b: Tensor, k: int) -> Config:
     """Of more than 32 candidates in registers there are few rows, and their tiles are bound by loads anyway."""
     if k <= 32:
         return _tiles("similarity_topk", a, b)
-    if a.dtype == torch.float32:
-        return _config(16, 128, 32, 8, 3)
-    return _config(16, 64, 64, 4, 3)
+    return _config(16, 128, 32 if a.dtype == torch.float32 else 64, 8, 3)
 
 
 def candidates(dtype: torch.dtype) -> tuple[Config, ...]:

@@ -36,8 +36,6 @@ from .linear import DOT, precision
 from .norm import normalise, tile_of
 from .tuning import Config, configuration
 
-MAX_WIDTH = 16384  # of a text embedding's row, as in norm.py
-
 
 def _config(rows: int, cols: int, block_k: int, warps: int, stages: int) -> Config:
     return {"ROWS": rows, "COLS": cols, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .launch import launch, rows
 
-MAX_WIDTH = 16384
 PROGRAMS = 528  # of the backward, each with its own partial sums: four for each of an H200's 132 SMs
+BACKWARD_ELEMENTS = 2048  # of each: 16 warps on an SM have to keep 32 KB of loads in flight, and have the registers
 
 
 @triton.jit
@@ -103,18 +103,17 @@ def _layer_norm_backward_kernel(
         s = _load_rows(x_ptr, residual_ptr, row, column, inside, x_row, x_col, residual_row, residual_col)
         normal, rstd = normalise(s, inside, H, eps)
         grad = tl.load(grad_ptr + row * H + column, inside, 0.0).to(tl.float32)
-        dweight += grad * normal
         dbias += grad
+        dweight += grad * normal
         h = grad * weight
         along = tl.sum(h * normal, 1, keep_dims=True) / H
         dx = rstd * (h - tl.sum(h, 1, keep_dims=True) / H - normal * along)
         if grad_sum_ptr is not None:
             dx += tl.load(grad_sum_ptr + row * H + column, inside, 0.0).to(tl.float32)
         tl.store(dx_ptr + row * H + column, dx.to(dx_ptr.dtype.element_ty), inside)
-    place = program * H + tl.arange(0, BLOCK)
-    kept = tl.arange(0, BLOCK) < H
-    tl.store(dweight_ptr + place, tl.sum(dweight, 0), kept)
-    tl.store(dbias_ptr + place, tl.sum(dbias, 0), kept)
+    place = program * H + column
+    tl.store(dweight_ptr + place, tl.sum(dweight, 0, keep_dims=True), column < H)
+    tl.store(dbias_ptr + place, tl.sum(dbias, 0, keep_dims=True), column < H)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -174,7 +173,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = x.shape[-1]
     flat, flat_residual = rows(x), None if residual is None else rows(residual)
-    tile, warps = tile_of(width)
+    tile, warps = tile_of(width, BACKWARD_ELEMENTS)
     programs = min(PROGRAMS, triton.cdiv(flat.shape[0], tile["ROWS"]))
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight, dbias = torch.empty(2, programs, width, dtype=torch.float32, device=x.device)
@@ -200,8 +199,8 @@ def _backward(
     return dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(weight.dtype)
 
 
-def tile_of(width: int) -> tuple[dict[str, int], int]:
-    """About a thousand elements a program, eight a thread: loads of 16 bytes in bf16."""
+def tile_of(width: int, elements: int = 1024) -> tuple[dict[str, int], int]:
+    """About so many elements a program on four warps, so of 1024 eight a thread: loads of 16 bytes in bf16."""
     block = triton.next_power_of_2(width)
-    rows_each = max(1, 1024 // block)
-    return {"ROWS": rows_each, "BLOCK": block}, min(16, max(1, rows_each * block // 256))
+    rows_each = max(1, elements // block)
+    return {"ROWS": rows_each, "BLOCK": block}, min(16, max(1, rows_each * block // (elements // 4)))

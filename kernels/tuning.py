@@ -1,8 +1,11 @@
 """Which tile sizes a kernel runs with: measured ones where there are some, else the kernel's own analytic choice.
 
-`tuned/<GPU>.json` holds measured rows, {"op": [{"dtype": .., "shape": [..], "config": {..}}, ..]}, which
-`python -m benchmarks tune` writes on that GPU. A call takes the row of its op and dtype whose shape is nearest, the
-distance being counted in octaves; beyond `REACH` octaves in all it takes the default. Nothing is tuned at run time.
+`tuned/<GPU>.json` holds what `python -m benchmarks tune` measured on that GPU:
+
+    {"capability": 90, "versions": {..}, "ops": {OP: [{"dtype": .., "shape": [..], "config": {..}, "gain": ..}, ..]}}
+
+with the gain over the analytic choice. A call takes the row of its op and dtype whose shape is nearest, the distance
+being counted in octaves; beyond `REACH` octaves in all it takes the default. Nothing is tuned at run time.
 """
 
 from __future__ import annotations
@@ -23,17 +26,31 @@ TUNED = Path(__file__).with_name("tuned")
 REACH = 3.0
 
 
-_tried: ContextVar[tuple[str, Config] | None] = ContextVar("altclip_fast_tried", default=None)
+class Asked(NamedTuple):
+    """A look-up, and what came of it."""
+
+    shape: tuple[int, ...]
+    config: Config
+
+
+class _Trial(NamedTuple):
+    op: str
+    config: Config | None
+    asked: list[Asked]
+
+
+_trial: ContextVar[_Trial | None] = ContextVar("altclip_fast_trial", default=None)
 
 
 @contextmanager
-def trying(op: str, config: Config) -> Iterator[None]:
-    """Calls of `op` in here take this configuration: for the tuner, and to compile what it would try."""
-    token = _tried.set((op, config))
+def trying(op: str, config: Config | None) -> Iterator[list[Asked]]:
+    """Calls of `op` in here take this configuration (None: the analytic one), and what they ask for is yielded."""
+    trial = _Trial(op, config, [])
+    token = _trial.set(trial)
     try:
-        yield
+        yield trial.asked
     finally:
-        _tried.reset(token)
+        _trial.reset(token)
 
 
 class Row(NamedTuple):
@@ -48,16 +65,18 @@ def configuration(
     op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], default: Callable[[], Config]
 ) -> Config:
     """The configuration of `op` for this shape: its tile sizes, num_warps and num_stages."""
-    tried = _tried.get()
-    if tried is not None and tried[0] == op:
-        return tried[1]
-    if device.type == "cuda" and (found := _measured(_name(device), op, str(dtype).removeprefix("torch."), shape)):
+    trial = _trial.get()
+    if trial is not None and trial.op == op:
+        trial.asked.append(Asked(shape, trial.config or default()))
+        return trial.asked[-1].config
+    if device.type == "cuda" and (found := _measured(gpu_name(device), op, str(dtype).removeprefix("torch."), shape)):
         return found
     return default()
 
 
 @functools.cache
-def _name(device: torch.device) -> str:
+def gpu_name(device: torch.device) -> str:
+    """As its table is called: "NVIDIA_H200"."""
     return torch.cuda.get_device_name(device).replace(" ", "_")
 
 
@@ -74,7 +93,7 @@ def table(gpu: str) -> dict[str, list[Row]]:
     file = TUNED / f"{gpu}.json"
     if not file.exists():
         return {}
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = json.loads(file.read_text(encoding="utf-8"))["ops"]
     return {op: [Row(row["dtype"], tuple(row["shape"]), row["config"]) for row in rows] for op, rows in stored.items()}
 
 

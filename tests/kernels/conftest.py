@@ -1,6 +1,7 @@
 """What tests of equal bits need of the interpreter."""
 
 import pytest
+from interpreter import no_bfloat16_arithmetic  # noqa: F401  for every test here
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from altclip_fast.kernels.launch import INTERPRETED

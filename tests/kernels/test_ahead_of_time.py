@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
-MOST = 180  # to compile
+MOST = 155  # configurations to compile
 GATHERS = {"_similarity_topk_merge_kernel"}  # candidates of 8 bytes, from many places
 
 
@@ -44,10 +44,7 @@ def test_every_kernel_is_there_for_both_architectures(rows):
 
 
 def test_nothing_spills(rows):
-    """But two registers of three kernels on sm_80, with the ptxas of Triton 3.7."""
-    spilling = [row for row in rows if row["spilled"] or row["local"]]
-    assert not described(row for row in spilling if row["capability"] == 90 or row["spilled"] > 8)
-    assert len(spilling) <= 3
+    assert not described(row for row in rows if row["spilled"] or row["local"])
 
 
 def test_shared_memory_fits(rows):

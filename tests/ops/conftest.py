@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from interpreter import no_bfloat16_arithmetic  # noqa: F401  for every test here
 
 
 @pytest.fixture(autouse=True, scope="package")
