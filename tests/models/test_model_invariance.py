@@ -1,4 +1,4 @@
-"""float32 on the CPU: the same bits for an image or a text whatever it is batched and padded with, and in any thread."""
+"""float32 on the CPU: the same bits for an input whatever it is batched and padded with, and in any thread."""
 
 from concurrent.futures import ThreadPoolExecutor
 
