@@ -180,7 +180,7 @@ struct PairSums {
     if (first_column < crossing + place.GROUP_ROWS && crossing < first_column + COLUMNS)
       EACH_ROW EACH_COLUMN {
         const int row = place.row(i, half), column = first_column + fragment_column(place.lane, j, e);
-        if (row < n && column == p.first + row) p.diagonal[row] = x[i][j][half * 2 + e];
+        if (row < n && column < m && column == p.first + row) p.diagonal[row] = x[i][j][half * 2 + e];
       }
 
     // Eight lanes have the same columns, in different rows. Of 16 columns at a time they exchange halves, and end with two.

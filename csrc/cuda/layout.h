@@ -33,7 +33,7 @@ struct Cursor {
   int index, step;
   Item item;
 
-  HOST_DEVICE Cursor(const Work& work, int first) : work(work), index(first), step(0) {
+  HOST_DEVICE Cursor(const Work& work, int first) : work(work), index(first), step(0), item() {
     if (inside()) item = item_of(work, index);
   }
   HOST_DEVICE bool inside() const { return index < work.items(); }
