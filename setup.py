@@ -7,9 +7,9 @@ The native library is built by ninja with the compiler that $CXX names (else c++
 runs: use --no-build-isolation. Without them, without a compiler, or with ALTCLIP_FAST_NATIVE=0, the package installs
 as pure Python, says so once, and works.
 
-The CUDA kernels are a library of their own, built wherever nvcc is found (in $CUDA_HOME/bin, else on the PATH), also with a
-torch that has no CUDA and without a GPU. $ALTCLIP_FAST_CUDA_ARCHS names other architectures than CUDA_ARCHITECTURES,
-separated by spaces, commas or semicolons.
+The CUDA kernels are a library of their own, built wherever nvcc is found (in $CUDA_HOME/bin, else on the PATH), also
+with a torch that has no CUDA and without a GPU. $ALTCLIP_FAST_CUDA_ARCHS names other architectures than
+CUDA_ARCHITECTURES, separated by spaces, commas or semicolons.
 """
 
 import importlib.util
@@ -165,7 +165,7 @@ def ninja_file(target):
 
 
 def cuda_ninja_file(target):
-    """The kernels for each element type, and their bindings. wgmma is of sm_90a alone; what it serves there needs no other."""
+    """The kernels for each element type, and their bindings. What wgmma serves on sm_90a needs no mma.sync there."""
     torch = Path(importlib.util.find_spec("torch").origin).parent
     plain = [name for name in architectures() if name != "90a"]
     wgmma = "90a" in architectures()
@@ -175,11 +175,12 @@ def cuda_ninja_file(target):
         flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
         return " ".join([*flags, *([f"-gencode=arch=compute_{lowest},code=compute_{lowest}"] if ptx else [])])
 
+    flags = f"{' '.join(FLAGS)} {TORCH_TARGET} -isystem {torch / 'include'}"
     lines = [
         f"nvcc = {nvcc()} -ccbin {shlex.quote(shlex.split(compiler())[0])}",
         f"cxx = {compiler()}",
         "rule compile",
-        f"  command = $cxx {' '.join(FLAGS)} {TORCH_TARGET} -isystem {torch / 'include'} -MMD -MF $out.d -c $in -o $out",
+        f"  command = $cxx {flags} -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule compile_cuda",

@@ -23,7 +23,6 @@ def missing() -> str | None:
     return _why_not_loaded(LIBRARY, "native", "a C++ compiler, ninja and --no-build-isolation")
 
 
-@functools.cache
 def cuda_missing() -> str | None:
     """Why there are no CUDA kernels here, or None; the first call loads the library."""
     if not torch.cuda.is_available():
@@ -31,6 +30,7 @@ def cuda_missing() -> str | None:
     return _why_not_loaded(CUDA_LIBRARY, "CUDA", "nvcc, a C++ compiler, ninja and --no-build-isolation")
 
 
+@functools.cache
 def _why_not_loaded(library: Path, kind: str, tools: str) -> str | None:
     if not library.exists():
         return f"the {kind} library was not built (reinstall with {tools})"

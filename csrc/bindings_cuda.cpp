@@ -1,5 +1,5 @@
-// The CUDA kernels as operators of torch, in a library of their own that only torch with CUDA loads. Through the stable ABI
-// and without linking torch's CUDA libraries. Shapes, dtypes and devices were checked by the Python op.
+// The CUDA kernels as operators of torch, in a library of their own that only torch with CUDA loads. Through the stable
+// ABI and without linking torch's CUDA libraries. Shapes, dtypes and devices were checked by the Python op.
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -67,8 +67,8 @@ struct Operand {
 // Rows that are not contiguous, or do not begin at 16 bytes, are copied; with `norms`, their inverse norms are found.
 Operand operand(const Tensor& x, bool norms, const Device& device) {
   const int64_t rows = x.size(0), width = x.size(1), unit = 16 / x.element_size();
-  const bool in_place = width > 0 && (x.stride(1) == 1 || width == 1) && x.stride(0) >= width && x.stride(0) % unit == 0 &&
-                        reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
+  const bool in_place = width > 0 && (x.stride(1) == 1 || width == 1) && x.stride(0) >= width &&
+                        x.stride(0) % unit == 0 && reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
   const int64_t padded = std::max<int64_t>(1, (width + unit - 1) / unit) * unit;
   Operand made = {{x.data_ptr(), rows, width, x.stride(0), nullptr}, x, x};
   if (!in_place) {
@@ -94,8 +94,9 @@ Pair pair(const Tensor& a, const Tensor& b, double scale, const Tensor* factor, 
           const Device& device) {
   const bool find_norms = few && normalize && finds_norms(a.size(0), dtype_of(a), device);
   Operand left = operand(a, normalize, device), right = operand(b, normalize && !find_norms, device);
-  const Scores scores = {left.matrix,   right.matrix, static_cast<float>(scale), factor ? floats(*factor) : nullptr,
-                         dtype_of(a), tf32,         find_norms};
+  const Scores scores = {
+      left.matrix, right.matrix, static_cast<float>(scale), factor ? floats(*factor) : nullptr, dtype_of(a),
+      tf32,        find_norms};
   return {left, right, scores};
 }
 
@@ -120,7 +121,8 @@ Tensor similarity_cuda(Tensor a, Tensor b, double scale, bool normalize, bool so
 }
 
 // The best k, in order; no values of argmax.
-void best(const Tensor& a, const Tensor& b, int64_t k, double scale, bool normalize, bool tf32, void* values, Tensor& indices) {
+void best(const Tensor& a, const Tensor& b, int64_t k, double scale, bool normalize, bool tf32, void* values,
+          Tensor& indices) {
   if (a.size(0) == 0) return;
   const On on(a);
   const Pair p = pair(a, b, scale, nullptr, normalize, tf32, true, on.device);
@@ -128,10 +130,12 @@ void best(const Tensor& a, const Tensor& b, int64_t k, double scale, bool normal
   const Tensor found = empty(a, {n, parts, slots}, ScalarType::Long);
   int64_t* const at = static_cast<int64_t*>(found.mutable_data_ptr());
   candidates(p.scores, k, at, on.device);
-  merge_candidates(at, n, parts, k, slots, values, static_cast<int64_t*>(indices.mutable_data_ptr()), dtype_of(a), on.device);
+  merge_candidates(at, n, parts, k, slots, values, static_cast<int64_t*>(indices.mutable_data_ptr()), dtype_of(a),
+                   on.device);
 }
 
-std::tuple<Tensor, Tensor> similarity_topk_cuda(Tensor a, Tensor b, int64_t k, double scale, bool normalize, bool tf32) {
+std::tuple<Tensor, Tensor> similarity_topk_cuda(Tensor a, Tensor b, int64_t k, double scale, bool normalize,
+                                                bool tf32) {
   Tensor values = torch::stable::new_empty(a, {a.size(0), k}), indices = empty(a, {a.size(0), k}, ScalarType::Long);
   best(a, b, k, scale, normalize, tf32, values.mutable_data_ptr(), indices);
   return {values, indices};
@@ -152,8 +156,8 @@ Scores some_rows(Scores s, int64_t first, int64_t count) {
   return s;
 }
 
-// Of the scores of text (rows) with image (columns), times log2(e): largest and sum of the exponentials of rows [2, N] and
-// of columns [2, N], and the diagonal [N].
+// Of the scores of text (rows) with image (columns), times log2(e): largest and sum of the exponentials of rows [2, N]
+// and of columns [2, N], and the diagonal [N].
 std::tuple<Tensor, Tensor, Tensor> contrastive_statistics_cuda(Tensor text, Tensor image, Tensor factor, bool normalize,
                                                                bool tf32) {
   const On on(text);
@@ -177,8 +181,9 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_statistics_cuda(Tensor text, Tens
 }
 
 // P + Q - 2 I of `count` rows from `first` on, and sums of its products with the scores times log2(e).
-std::tuple<Tensor, Tensor> contrastive_gradient_cuda(Tensor text, Tensor image, Tensor factor, Tensor by_row, Tensor by_column,
-                                                     int64_t first, int64_t count, bool normalize, bool tf32) {
+std::tuple<Tensor, Tensor> contrastive_gradient_cuda(Tensor text, Tensor image, Tensor factor, Tensor by_row,
+                                                     Tensor by_column, int64_t first, int64_t count, bool normalize,
+                                                     bool tf32) {
   const On on(text);
   const int64_t n = text.size(0);
   const Tensor rows = torch::stable::narrow(text, 0, first, count);
@@ -186,8 +191,8 @@ std::tuple<Tensor, Tensor> contrastive_gradient_cuda(Tensor text, Tensor image, 
   const Plan plan = plan_of_sums(p.scores, true, on.device);
   Tensor out = torch::stable::new_empty(text, {count, n});
   Tensor along = empty(text, {plan.row_groups, plan.parts}, ScalarType::Float);
-  contrastive_gradient(p.scores, first, floats(by_row) + first, n, floats(by_column), out.mutable_data_ptr(), floats(along),
-                       on.device);
+  contrastive_gradient(p.scores, first, floats(by_row) + first, n, floats(by_column), out.mutable_data_ptr(),
+                       floats(along), on.device);
   return {out, along};
 }
 
@@ -210,13 +215,13 @@ Tensor l2_normalize_backward_cuda(Tensor grad, Tensor factor, Tensor x, bool nor
 }  // namespace
 }  // namespace altclip_fast::cuda
 
-// Matrices [rows, D]; `tf32`: float32 products may be of TF32 numbers; `factor` is a float32 number that scores are multiplied with.
+// Matrices [rows, D]; `tf32`: float32 products may be of TF32 numbers; `factor` is a float32 number that scores are
+// multiplied with.
 STABLE_TORCH_LIBRARY_FRAGMENT(altclip_fast_native, m) {
   m.def("l2_normalize_cuda(Tensor x) -> Tensor");
   m.def("l2_normalize_backward_cuda(Tensor grad, Tensor factor, Tensor x, bool normalize) -> Tensor");
   m.def("similarity_cuda(Tensor a, Tensor b, float scale, bool normalize, bool softmax, bool tf32) -> Tensor");
-  m.def(
-      "similarity_topk_cuda(Tensor a, Tensor b, int k, float scale, bool normalize, bool tf32) -> (Tensor, Tensor)");
+  m.def("similarity_topk_cuda(Tensor a, Tensor b, int k, float scale, bool normalize, bool tf32) -> (Tensor, Tensor)");
   m.def("similarity_argmax_cuda(Tensor a, Tensor b, float scale, bool normalize, bool tf32) -> Tensor");
   m.def(
       "contrastive_statistics_cuda(Tensor text, Tensor image, Tensor factor, bool normalize, bool tf32) "

@@ -19,7 +19,7 @@ from .contrastive import (
     similarity_topk,
 )
 
-MAX_K = 256
+MAX_K = 448  # of 512 slots a row; 64 are for what arrives
 GRADIENT_ROWS = 1024  # of the backward at once, or 4 * D if that is more: the chunk is as large as 4 embeddings
 
 

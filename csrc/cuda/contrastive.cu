@@ -9,7 +9,7 @@
 namespace altclip_fast::cuda {
 namespace {
 
-constexpr int MOST_PARTS = 256;    // of b's rows, where each leaves a partial sum
+constexpr int MOST_PARTS = 256;  // of b's rows, where each leaves a partial sum
 constexpr int MOST_TOPK_PARTS = 1024;
 
 // ALTCLIP_FAST_CUDA_ENGINE=mma takes mma.sync also where there is wgmma: to compare them.
@@ -37,7 +37,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Work work_of(const Scores& s, const Engine& engine, int64_t most_parts) {
   const int64_t row_blocks = ceil_div(s.a.rows, engine.rows), tiles = ceil_div(s.b.rows, engine.columns);
   const int64_t span = ceil_div(tiles, std::max<int64_t>(1, std::min(tiles, most_parts)));
-  const Work work = {(int)row_blocks, (int)tiles, (int)span, (int)std::max<int64_t>(1, ceil_div(s.a.width, engine.step))};
+  const Work work = {(int)row_blocks, (int)tiles, (int)span,
+                     (int)std::max<int64_t>(1, ceil_div(s.a.width, engine.step))};
   if (s.a.rows > INT32_MAX / 2 || s.b.rows > INT32_MAX / 2 || row_blocks * ceil_div(tiles, span) > INT32_MAX / 2)
     throw std::runtime_error("similarity: more than 2^30 rows, or tiles of scores, in one call");
   return work;
@@ -46,10 +47,13 @@ Work work_of(const Scores& s, const Engine& engine, int64_t most_parts) {
 Work work_of_sums(const Scores& s, const Engine& engine) { return work_of(s, engine, MOST_PARTS); }
 
 Work work_of_candidates(const Scores& s, const Engine& engine, const Device& device) {
-  return work_of(s, engine, std::min<int64_t>(MOST_TOPK_PARTS, ceil_div(2 * device.processors, ceil_div(s.a.rows, engine.rows))));
+  return work_of(s, engine,
+                 std::min<int64_t>(MOST_TOPK_PARTS, ceil_div(2 * device.processors, ceil_div(s.a.rows, engine.rows))));
 }
 
-Plan plan_of(const Work& work, const Engine& engine) { return {(int64_t)work.row_blocks * (engine.rows / engine.group_rows), work.parts()}; }
+Plan plan_of(const Work& work, const Engine& engine) {
+  return {(int64_t)work.row_blocks * (engine.rows / engine.group_rows), work.parts()};
+}
 
 LogSum* log_sums_at(float* x) { return reinterpret_cast<LogSum*>(x); }
 
@@ -93,8 +97,8 @@ void log_sums(const Scores& s, int64_t first, float* by_row, float* by_column, f
     engine.row_sums(s, work, {log_sums_at(by_row)}, device);
 }
 
-void contrastive_gradient(const Scores& s, int64_t first, const float* by_row, int64_t row_plane, const float* by_column,
-                          void* out, float* along, const Device& device) {
+void contrastive_gradient(const Scores& s, int64_t first, const float* by_row, int64_t row_plane,
+                          const float* by_column, void* out, float* along, const Device& device) {
   const Engine& engine = engine_of(s, device, false);
   const Work work = work_of_sums(s, engine);
   engine.gradient(s, work, {by_row, row_plane, by_column, out, along, (int)first, work.parts()}, device);

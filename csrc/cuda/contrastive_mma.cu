@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
 }
 
 template <template <class, int, int> class Epilogue>
-void start(const Scores& s, const Work& work, const typename Epilogue<ELEMENT, 1, 1>::Params& params, const Device& device) {
+void start(const Scores& s, const Work& work, const typename Epilogue<ELEMENT, 1, 1>::Params& params,
+           const Device& device) {
   constexpr int SHARED = Tile::STAGES * Tile::STAGE_BYTES + Epilogue<ELEMENT, Tile::MI, Tile::NJ>::SCRATCH;
   static_assert(2 * SHARED <= 164 * 1024);  // two blocks of threads on sm_80
   start_persistent(similarity_mma_kernel<Epilogue>, work.items(), Tile::THREADS, SHARED, device, s, work, params);
@@ -23,7 +24,7 @@ void start(const Scores& s, const Work& work, const typename Epilogue<ELEMENT, 1
 
 }  // namespace
 
-const Engine mma::ELEMENT = {Tile::ROWS, Tile::ROWS, Tile::COLUMNS, Tile::STEP, start<Store>, start<RowSums>,
-                             start<PairSums>, start<Gradient>, start<Best>, start<TopK>};
+const Engine mma::ELEMENT = {Tile::ROWS,     Tile::ROWS,      Tile::COLUMNS,   Tile::STEP,  start<Store>,
+                             start<RowSums>, start<PairSums>, start<Gradient>, start<Best>, start<TopK>};
 
 }  // namespace altclip_fast::cuda

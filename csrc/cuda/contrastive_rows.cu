@@ -7,7 +7,8 @@ namespace altclip_fast::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(ROWS_THREADS) l2_normalize_kernel(Strided x, bool normalize, T* out, int64_t out_stride, float* inverse) {
+__global__ void __launch_bounds__(ROWS_THREADS)
+    l2_normalize_kernel(Strided x, bool normalize, T* out, int64_t out_stride, float* inverse) {
   normalize_body<T>(x, normalize, out, out_stride, inverse);
 }
 
@@ -30,8 +31,7 @@ __global__ void __launch_bounds__(MERGE_WARPS * 32)
 }
 
 // start(T{}) for the element type.
-template <class Start>
-void with_type(Dtype dtype, Start start) {
+template <class Start> void with_type(Dtype dtype, Start start) {
   switch (dtype) {
     case Dtype::Float32: return start(float{});
     case Dtype::BFloat16: return start(bfloat16{});
@@ -40,19 +40,20 @@ void with_type(Dtype dtype, Start start) {
 }
 
 template <class... Parameters, class... Arguments>
-void start_each(void (*kernel)(Parameters...), int64_t count, int64_t each, int threads, int shared, const Device& device,
-                const Arguments&... arguments) {
+void start_each(void (*kernel)(Parameters...), int64_t count, int64_t each, int threads, int shared,
+                const Device& device, const Arguments&... arguments) {
   kernel<<<(count + each - 1) / each, threads, shared, stream_of(device)>>>(arguments...);
   check(cudaGetLastError());
 }
 
 }  // namespace
 
-void normalize_rows(const Strided& x, bool normalize, void* out, int64_t out_stride, float* inverse, const Device& device) {
+void normalize_rows(const Strided& x, bool normalize, void* out, int64_t out_stride, float* inverse,
+                    const Device& device) {
   with_type(x.dtype, [&](auto element) {
     using T = decltype(element);
-    start_each(l2_normalize_kernel<T>, x.rows, ROWS_THREADS / 32, ROWS_THREADS, 0, device, x, normalize, static_cast<T*>(out),
-               out_stride, inverse);
+    start_each(l2_normalize_kernel<T>, x.rows, ROWS_THREADS / 32, ROWS_THREADS, 0, device, x, normalize,
+               static_cast<T*>(out), out_stride, inverse);
   });
 }
 
@@ -60,15 +61,15 @@ void normalize_rows_backward(const Strided& x, const float* grad, const float* f
                              const Device& device) {
   with_type(x.dtype, [&](auto element) {
     using T = decltype(element);
-    start_each(l2_normalize_backward_kernel<T>, x.rows, ROWS_THREADS / 32, ROWS_THREADS, 0, device, x, grad, factor, normalize,
-               static_cast<T*>(dx));
+    start_each(l2_normalize_backward_kernel<T>, x.rows, ROWS_THREADS / 32, ROWS_THREADS, 0, device, x, grad, factor,
+               normalize, static_cast<T*>(dx));
   });
 }
 
 void combine_log_sums(const float* partial, int64_t parts, int64_t n, float* out, int64_t step, int64_t plane,
                       const Device& device) {
-  start_each(combine_log_sums_kernel, n, 32, COMBINE_THREADS, COMBINE_THREADS * (int)sizeof(LogSum), device, reinterpret_cast<const LogSum*>(partial), parts, n,
-             out, step, plane);
+  start_each(combine_log_sums_kernel, n, 32, COMBINE_THREADS, COMBINE_THREADS * (int)sizeof(LogSum), device,
+             reinterpret_cast<const LogSum*>(partial), parts, n, out, step, plane);
 }
 
 void merge_candidates(const int64_t* candidates, int64_t n, int64_t parts, int64_t k, int64_t slots, void* values,
@@ -76,8 +77,8 @@ void merge_candidates(const int64_t* candidates, int64_t n, int64_t parts, int64
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
     start_each(similarity_topk_merge_kernel<T>, n, MERGE_WARPS, MERGE_WARPS * 32,
-               MERGE_WARPS * MERGE_SLOTS * (int)sizeof(Candidate), device, candidates, n, parts, static_cast<int>(k), slots,
-               static_cast<T*>(values), indices);
+               MERGE_WARPS * MERGE_SLOTS * (int)sizeof(Candidate), device, candidates, n, parts, static_cast<int>(k),
+               slots, static_cast<T*>(values), indices);
   });
 }
 

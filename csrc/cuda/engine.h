@@ -1,5 +1,5 @@
-// One engine makes tiles of scores and hands them to an epilogue. It is compiled once for each element type; here is what
-// contrastive.cu, which plans the work, knows of it.
+// One engine makes tiles of scores and hands them to an epilogue. It is compiled once for each element type; here is
+// what contrastive.cu, which plans the work, knows of it.
 #pragma once
 
 #include "kernels.h"
@@ -36,8 +36,7 @@ struct TopKParams {
 };
 
 struct Engine {
-  template <class Params>
-  using Start = void (*)(const Scores&, const Work&, const Params&, const Device&);
+  template <class Params> using Start = void (*)(const Scores&, const Work&, const Params&, const Device&);
 
   int rows, group_rows, columns, step;  // of a tile; elements of K
   Start<StoreParams> store;
@@ -47,7 +46,11 @@ struct Engine {
   Start<TopKParams> best, topk;
 };
 
-namespace mma { extern const Engine float32, bfloat16, float16; }
-namespace wgmma { extern const Engine bfloat16, float16, few_bfloat16, few_float16; }  // no pair_sums, gradient of few
+namespace mma {
+extern const Engine float32, bfloat16, float16;
+}
+namespace wgmma {
+extern const Engine bfloat16, float16, few_bfloat16, few_float16;
+}  // namespace wgmma
 
 }  // namespace altclip_fast::cuda

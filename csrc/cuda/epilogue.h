@@ -1,9 +1,9 @@
 // What becomes of a tile of scores, in the registers that its product left it in.
 //
-// An epilogue belongs to a group of four warps. It begins at a block of rows and a part of the columns, sees the tiles of
-// these one after another, and finishes. A warp has MI blocks of 16 whole rows, so a row is in the four lanes of a quad and nowhere else:
-// what is found of a row needs no other warp. x[i][j][half * 2 + e] is the score of `row(i, half)` and of
-// first_column + fragment_column(lane, j, e), scaled; -inf beyond the last column.
+// An epilogue belongs to a group of four warps. It begins at a block of rows and a part of the columns, sees the tiles
+// of these one after another, and finishes. A warp has MI blocks of 16 whole rows, so a row is in the four lanes of a
+// quad and nowhere else: what is found of a row needs no other warp. x[i][j][half * 2 + e] is the scaled score of row
+// `place.row(i, half)` and column `first_column + fragment_column(lane, j, e)`; -inf beyond the last column.
 #pragma once
 
 #include "engine.h"
@@ -12,8 +12,7 @@
 namespace altclip_fast::cuda {
 
 // One thread's place in a group.
-template <int MI>
-struct Place {
+template <int MI> struct Place {
   int group, warp, lane;
   char* scratch;  // of the group
   int first_row;
@@ -49,8 +48,7 @@ DEVICE void scale_products(float (&x)[MI][NJ][4], const Scores& s, const Place<M
   }
 }
 
-template <class T>
-DEVICE void store_pair(T* to, float first, float second, bool both, bool aligned) {
+template <class T> DEVICE void store_pair(T* to, float first, float second, bool both, bool aligned) {
   if (both && aligned) {
     *(Two<T>*)to = {from_float<T>(first), from_float<T>(second)};
   } else {
@@ -60,19 +58,19 @@ DEVICE void store_pair(T* to, float first, float second, bool both, bool aligned
 }
 
 // A row's sum of 2^(x - m), as every lane sees it of its own columns.
-template <int MI, int NJ>
-DEVICE void add_row(LogSum& sum, const float (&x)[NJ][4], int half) {
+template <int MI, int NJ> DEVICE void add_row(LogSum& sum, const float (&x)[NJ][4], int half) {
   float most = sum.most;
-  EACH_COLUMN most = fmaxf(most, x[j][half * 2 + e]);
+  EACH_COLUMN
+    most = fmaxf(most, x[j][half * 2 + e]);
   const float base = most == -INFINITY ? 0.0f : most;
   float total = sum.sum * exp2_of(sum.most - base);
-  EACH_COLUMN total += exp2_of(x[j][half * 2 + e] - base);
+  EACH_COLUMN
+    total += exp2_of(x[j][half * 2 + e] - base);
   sum = {most, total};
 }
 
 // similarity, similarity_softmax: 2 D operations and sizeof(T) bytes written a score.
-template <class T, int MI, int NJ>
-struct Store {
+template <class T, int MI, int NJ> struct Store {
   using Params = StoreParams;
   static constexpr int SCRATCH = 0;
   const Scores& s;
@@ -106,7 +104,8 @@ struct Store {
             const float score = x[i][j][half * 2 + e];
             pair[e] = p.statistics ? exp2_of(score - most[i][half]) * inverse[i][half] : score;
           }
-          if (column < m) store_pair((T*)p.out + (int64_t)row * m + column, pair[0], pair[1], column + 1 < m, m % 2 == 0);
+          if (column < m)
+            store_pair((T*)p.out + (int64_t)row * m + column, pair[0], pair[1], column + 1 < m, m % 2 == 0);
         }
       }
     }
@@ -116,8 +115,7 @@ struct Store {
 };
 
 // The sums of a softmax, of every row of each part; with columns, also of every column of each group's rows.
-template <class T, int MI, int NJ>
-struct RowSums {
+template <class T, int MI, int NJ> struct RowSums {
   using Params = RowSumsParams;
   static constexpr int SCRATCH = 0;
   const Scores& s;
@@ -130,10 +128,14 @@ struct RowSums {
 
   DEVICE void begin(int part_) {
     part = part_;
-    EACH_ROW sum[i][half] = no_log_sum();
+    EACH_ROW
+      sum[i][half] = no_log_sum();
   }
 
-  DEVICE void tile(float (&x)[MI][NJ][4], int64_t) { EACH_ROW add_row<MI>(sum[i][half], x[i], half); }
+  DEVICE void tile(float (&x)[MI][NJ][4], int) {
+    EACH_ROW
+      add_row<MI>(sum[i][half], x[i], half);
+  }
 
   DEVICE void finish() {
     EACH_ROW {
@@ -147,8 +149,7 @@ struct RowSums {
 };
 
 // Of 2 * KEPT sums a lane and its partner each keep a half, with the other's in it.
-template <int KEPT>
-DEVICE void halve(LogSum* sum, int mask, int lane) {
+template <int KEPT> DEVICE void halve(LogSum* sum, int mask, int lane) {
   const bool upper = lane & mask;
 #pragma unroll
   for (int c = 0; c < KEPT; c++) {
@@ -158,8 +159,7 @@ DEVICE void halve(LogSum* sum, int mask, int lane) {
 }
 
 // contrastive_loss: rows, columns and the diagonal in one sweep.
-template <class T, int MI, int NJ>
-struct PairSums {
+template <class T, int MI, int NJ> struct PairSums {
   using Params = PairSumsParams;
   static constexpr int COLUMNS = NJ * 8;
   static constexpr int SCRATCH = 4 * COLUMNS * sizeof(LogSum);
@@ -178,12 +178,14 @@ struct PairSums {
 
     const int crossing = p.first + place.first_row;
     if (first_column < crossing + place.GROUP_ROWS && crossing < first_column + COLUMNS)
-      EACH_ROW EACH_COLUMN {
-        const int row = place.row(i, half), column = first_column + fragment_column(place.lane, j, e);
-        if (row < n && column < m && column == p.first + row) p.diagonal[row] = x[i][j][half * 2 + e];
-      }
+      EACH_ROW
+        EACH_COLUMN {
+          const int row = place.row(i, half), column = first_column + fragment_column(place.lane, j, e);
+          if (row < n && column < m && column == p.first + row) p.diagonal[row] = x[i][j][half * 2 + e];
+        }
 
-    // Eight lanes have the same columns, in different rows. Of 16 columns at a time they exchange halves, and end with two.
+    // Eight lanes have the same columns, in different rows. Of 16 columns at a time they exchange halves, and end with
+    // two.
     LogSum* shared = (LogSum*)place.scratch;
     sync_group(place.group);  // the last tile's have been read
 #pragma unroll
@@ -218,8 +220,7 @@ struct PairSums {
 };
 
 // The backward of contrastive_loss: P + Q - 2 I, and the sum of its products with the scores.
-template <class T, int MI, int NJ>
-struct Gradient {
+template <class T, int MI, int NJ> struct Gradient {
   using Params = GradientParams;
   static constexpr int SCRATCH = 4 * sizeof(float);
   const Scores& s;
@@ -228,7 +229,8 @@ struct Gradient {
   int part;
   float most[MI][2], inverse[MI][2], along;
 
-  DEVICE Gradient(const Scores& s, const Params& p, const Place<MI>& place) : s(s), p(p), place(place), part(0), along(0) {}
+  DEVICE Gradient(const Scores& s, const Params& p, const Place<MI>& place)
+      : s(s), p(p), place(place), part(0), along(0) {}
 
   DEVICE void begin(int part_) {
     part = part_;
@@ -258,11 +260,13 @@ struct Gradient {
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           const float score = x[i][j][half * 2 + e];
-          pair[e] = exp2_of(score - most[i][half]) * inverse[i][half] + exp2_of(score - column_most[e]) * column_inverse[e];
+          pair[e] =
+              exp2_of(score - most[i][half]) * inverse[i][half] + exp2_of(score - column_most[e]) * column_inverse[e];
           if (p.first + row == column + e) pair[e] -= 2.0f;
           if (row < n && column + e < m) along += pair[e] * score;
         }
-        if (row < n && column < m) store_pair((T*)p.out + (int64_t)row * m + column, pair[0], pair[1], column + 1 < m, m % 2 == 0);
+        if (row < n && column < m)
+          store_pair((T*)p.out + (int64_t)row * m + column, pair[0], pair[1], column + 1 < m, m % 2 == 0);
       }
     }
   }
@@ -275,13 +279,13 @@ struct Gradient {
     if (place.lane == 0) shared[place.warp] = along;
     sync_group(place.group);
     if (thread() % 128 == 0)
-      p.along[(int64_t)(place.first_row / place.GROUP_ROWS) * p.parts + part] = (shared[0] + shared[1]) + (shared[2] + shared[3]);
+      p.along[(int64_t)(place.first_row / place.GROUP_ROWS) * p.parts + part] =
+          (shared[0] + shared[1]) + (shared[2] + shared[3]);
   }
 };
 
 // similarity_argmax: the best of each row and part. Nearly all tiles are passed over with one comparison a score.
-template <class T, int MI, int NJ>
-struct Best {
+template <class T, int MI, int NJ> struct Best {
   using Params = TopKParams;
   static constexpr int SCRATCH = 0;
   const Scores& s;
@@ -339,11 +343,10 @@ struct Best {
 
 constexpr int TOPK_SLOTS = 512;
 
-// similarity_topk: what is better than the least of a row's k candidates is appended to them; they are k (1 + log(M / k))
-// in all. The slots lie in global memory, which only these rows touch. Most tiles have nothing for a row, so the code that
-// appends is there once, for all of a thread's rows, whose states lie in shared memory.
-template <class T, int MI, int NJ>
-struct TopK {
+// similarity_topk: what is better than the least of a row's k candidates is appended to them; they are k (1 + log(M /
+// k)) in all. The slots lie in global memory, which only these rows touch. Most tiles have nothing for a row, so the
+// code that appends is there once, for all of a thread's rows, whose states lie in shared memory.
+template <class T, int MI, int NJ> struct TopK {
   using Params = TopKParams;
   struct State {
     int count;    // of a row's slots that are taken
@@ -400,7 +403,7 @@ struct TopK {
       int count = mine.count;
 #pragma unroll
       for (int c = 0; c < 2 * CHUNK; c++) {
-        const float(&two)[4] = x[MI > 1 ? 1 : 0][chunk + c / 2], (&one)[4] = x[0][chunk + c / 2];
+        const float (&two)[4] = x[MI > 1 ? 1 : 0][chunk + c / 2], (&one)[4] = x[0][chunk + c / 2];
         const float score = i ? (half ? two[2 + c % 2] : two[c % 2]) : (half ? one[2 + c % 2] : one[c % 2]);
         // Equal scores that come later have higher indices: they are not better.
         const bool wanted = !(score <= floor) && column + c / 2 * 8 + c % 2 < end;

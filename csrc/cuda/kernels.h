@@ -39,8 +39,8 @@ Device device(int index, void* stream);
 // Whether a kernel of few rows finds the norms of b itself, so that b is read once.
 bool finds_norms(int64_t rows, Dtype, const Device&);
 
-// What the kernels below will leave. The parts of sums depend on b's rows alone: in float32 a row of a has the same bits in
-// any batch. With `columns`, for log_sums of columns too and for contrastive_gradient.
+// What the kernels below will leave. The parts of sums depend on b's rows alone: in float32 a row of a has the same
+// bits in any batch. With `columns`, for log_sums of columns too and for contrastive_gradient.
 Plan plan_of_sums(const Scores&, bool columns, const Device&);
 Plan plan_of_candidates(const Scores&, const Device&);
 int64_t candidate_slots(int64_t k);

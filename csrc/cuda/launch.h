@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -16,7 +17,8 @@ inline void check(cudaError_t status) {
 
 inline cudaStream_t stream_of(const Device& device) { return static_cast<cudaStream_t>(device.stream); }
 
-// As many blocks of threads as the device holds at once, or fewer if there are fewer items: each goes on to its next item.
+// As many blocks of threads as the device holds at once, or fewer if there are fewer items: each goes on to its next
+// item.
 template <class... Parameters, class... Arguments>
 void start_persistent(void (*kernel)(Parameters...), int64_t items, int threads, int shared, const Device& device,
                       const Arguments&... arguments) {
@@ -24,7 +26,7 @@ void start_persistent(void (*kernel)(Parameters...), int64_t items, int threads,
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared));
   const int64_t most = (int64_t)resident * device.processors;
-  kernel<<<items < most ? items : most, threads, shared, stream_of(device)>>>(arguments...);
+  kernel<<<std::min(items, most), threads, shared, stream_of(device)>>>(arguments...);
   check(cudaGetLastError());
 }
 

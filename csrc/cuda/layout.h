@@ -47,8 +47,7 @@ struct Cursor {
 };
 
 // A ring of buffers, and how often it went round: the parity that an mbarrier is waited for.
-template <int STAGES>
-struct Ring {
+template <int STAGES> struct Ring {
   int stage = 0;
   uint32_t phase = 0;
 
@@ -70,17 +69,18 @@ HOST_DEVICE int fragment_column(int lane, int j, int e) { return j * 8 + lane % 
 HOST_DEVICE uint32_t swizzle_128(int row, int chunk) { return row * 128 + ((chunk ^ row) & 7) * 16; }
 HOST_DEVICE uint32_t swizzle_64(int row, int chunk) { return row * 64 + ((chunk ^ (row >> 1)) & 3) * 16; }
 
-// The rows and chunks that the lanes of a warp give to ldmatrix.x4: of 16 rows of a, whose four 8 x 16 bytes are then the
-// fragment of a; of 16 rows of b, two fragments of b.
+// The rows and chunks that the lanes of a warp give to ldmatrix.x4: of 16 rows of a, whose four 8 x 16 bytes are then
+// the fragment of a; of 16 rows of b, two fragments of b.
 HOST_DEVICE int a_fragment_row(int lane) { return lane % 16; }
 HOST_DEVICE int a_fragment_chunk(int lane) { return lane / 16; }
 HOST_DEVICE int b_fragment_row(int lane) { return lane % 8 + lane / 16 * 8; }
 HOST_DEVICE int b_fragment_chunk(int lane) { return lane / 8 % 2; }
 
-// wgmma's descriptor of rows of 128 bytes, K innermost, SWIZZLE_128B: eight rows are 1024 bytes. The next 16 elements of
-// K are 32 bytes on, within the swizzled row.
+// wgmma's descriptor of rows of 128 bytes, K innermost, SWIZZLE_128B: eight rows are 1024 bytes. The next 16 elements
+// of K are 32 bytes on, within the swizzled row.
 HOST_DEVICE uint64_t matrix_descriptor(uint32_t shared_address) {
-  return ((uint64_t)(shared_address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+  return ((uint64_t)(shared_address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+         (uint64_t)1 << 62;
 }
 
 }  // namespace altclip_fast::cuda

@@ -1,19 +1,19 @@
 // Scores on sm_80 and later, and in float32 everywhere: cp.async into a ring of stages, mma.sync out of it.
 //
-// A tile of 128 x 128 (float32: 64 x 128) by four warps of 32 x 128: a step of 64 bytes of K reads 16 KB and multiplies for
-// 512 clocks of an A100, 16 bytes a clock and processor, which is more than its memory gives: few rows are bound by memory.
-// Two blocks of threads a processor: one multiplies while the other is in its epilogue.
+// A tile of 128 x 128 (float32: 64 x 128) by four warps of 32 x 128: a step of 64 bytes of K reads 16 KB and multiplies
+// for 512 clocks of an A100, 16 bytes a clock and processor, which is more than its memory gives: few rows are bound by
+// memory. Two blocks of threads a processor: one multiplies while the other is in its epilogue.
 //
-// float32 is three products of TF32 numbers, x = high + low, without low * low. Tensor cores cut off where they add up, so the
-// products of each step are summed apart and then added in float32. `tf32`, where torch allows it, takes high * high only.
+// float32 is three products of TF32 numbers, x = high + low, without low * low. Tensor cores cut off where they add up,
+// so the products of each step are summed apart and then added in float32. `tf32`, where torch allows it, takes high *
+// high only.
 #pragma once
 
 #include "epilogue.h"
 
 namespace altclip_fast::cuda {
 
-template <class T>
-struct MmaTile {
+template <class T> struct MmaTile {
   static constexpr int MI = sizeof(T) == 4 ? 1 : 2, NJ = 16;
   static constexpr int ROWS = 64 * MI, COLUMNS = 8 * NJ, GROUPS = 1, THREADS = 128;
   static constexpr int STEP_BYTES = 64, STEP = STEP_BYTES / sizeof(T);
@@ -21,8 +21,7 @@ struct MmaTile {
 };
 
 // One stage: 64 bytes of each of COUNT rows from `first` on; zeros beyond the last row and the last column.
-template <class T, int COUNT>
-DEVICE void copy_rows(uint32_t to, const Matrix& x, int first, int column) {
+template <class T, int COUNT> DEVICE void copy_rows(uint32_t to, const Matrix& x, int first, int column) {
 #pragma unroll
   for (int n = 0; n < COUNT * 4 / 128; n++) {
     const int i = n * 128 + thread();
@@ -44,8 +43,7 @@ DEVICE void split(const uint32_t (&x)[4], uint32_t (&high)[4], uint32_t (&low)[4
   }
 }
 
-template <class T, int MI, int NJ>
-DEVICE void multiply_stage(float (&x)[MI][NJ][4], uint32_t stage, bool tf32) {
+template <class T, int MI, int NJ> DEVICE void multiply_stage(float (&x)[MI][NJ][4], uint32_t stage, bool tf32) {
   constexpr bool WIDE = sizeof(T) == 4;
   const int lane = thread() % 32, warp = thread() / 32;
   float partial[MI][WIDE ? NJ : 1][4] = {};
@@ -98,8 +96,7 @@ DEVICE void multiply_stage(float (&x)[MI][NJ][4], uint32_t stage, bool tf32) {
 }
 
 template <class T, template <class, int, int> class Epilogue>
-DEVICE void mma_body(const Scores& s, const Work& work,
-                     const typename Epilogue<T, 1, 1>::Params& params) {
+DEVICE void mma_body(const Scores& s, const Work& work, const typename Epilogue<T, 1, 1>::Params& params) {
   using Tile = MmaTile<T>;
   char* memory = shared_memory();
   const uint32_t stages = shared_address(memory);

@@ -44,8 +44,8 @@ HOST_DEVICE Candidate candidate(float score, int32_t index) { return candidate_o
 HOST_DEVICE int32_t index_of(Candidate x) { return (int32_t)(uint32_t)x ^ INT32_MAX; }
 HOST_DEVICE float score_of(Candidate x) { return score_of((int32_t)(x >> 32)); }
 
-// How many slots hold k candidates and what comes while they are compared with no more than `arriving` others; a power of
-// two, since they are sorted in place.
+// How many slots hold k candidates and what comes while they are compared with no more than `arriving` others; a power
+// of two, since they are sorted in place.
 HOST_DEVICE int64_t slots_for(int64_t k, int64_t arriving) {
   int64_t slots = 32;
   while (slots < k + arriving) slots *= 2;
@@ -73,8 +73,7 @@ struct LogSum {
 HOST_DEVICE LogSum no_log_sum() { return {-INFINITY, 0.0f}; }
 
 // Of two disjoint sets. `exp2` is a parameter, since the device has a fast one.
-template <class Exp2>
-HOST_DEVICE LogSum together(LogSum x, LogSum y, Exp2 exp2) {
+template <class Exp2> HOST_DEVICE LogSum together(LogSum x, LogSum y, Exp2 exp2) {
   const float apart = x.most - y.most;
   const float less = x.most == y.most ? 1.0f : exp2(-fabsf(apart));  // the same infinity has no distance to itself
   return apart > 0 ? LogSum{x.most, x.sum + y.sum * less} : LogSum{y.most, y.sum + x.sum * less};

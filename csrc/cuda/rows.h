@@ -14,10 +14,11 @@ DEVICE float sum_of_warp(float x) {
 }
 
 // Calls each(column, x[column]) for the columns of this lane, from 16 bytes at a time where they lie so.
-template <class T, class Each>
-DEVICE void each_of_row(const Strided& x, int64_t row, Each each) {
+template <class T, class Each> DEVICE void each_of_row(const Strided& x, int64_t row, Each each) {
   constexpr int WIDE = 16 / sizeof(T);
-  struct alignas(16) Block { T x[WIDE]; };
+  struct alignas(16) Block {
+    T x[WIDE];
+  };
   const int lane = thread() % 32;
   const T* data = (const T*)x.data + row * x.row;
   int64_t column = 0;
@@ -40,7 +41,8 @@ DEVICE void normalize_body(const Strided& x, bool normalize, T* out, int64_t out
   if (inverse && thread() % 32 == 0) inverse[row] = factor;
   if (!out) return;
   T* to = out + row * out_stride;
-  each_of_row<T>(x, row, [&](int64_t column, float value) { to[column] = from_float<T>(normalize ? value * factor : value); });
+  each_of_row<T>(x, row,
+                 [&](int64_t column, float value) { to[column] = from_float<T>(normalize ? value * factor : value); });
   for (int64_t column = x.width + thread() % 32; column < out_stride; column += 32) to[column] = from_float<T>(0.0f);
 }
 
@@ -67,7 +69,8 @@ DEVICE void normalize_backward_body(const Strided& x, const float* grad, const f
 
 constexpr int COMBINE_WARPS = 8, COMBINE_THREADS = COMBINE_WARPS * 32;
 
-// [parts][n] -> most and sum of column i at out[i * step] and out[i * step + plane]: a lane a column; the warps share the parts out, in an order that depends on nothing else.
+// [parts][n] -> most and sum of column i at out[i * step] and out[i * step + plane]: a lane a column; the warps share
+// the parts out, in an order that depends on nothing else.
 DEVICE void combine_body(const LogSum* partial, int64_t parts, int64_t n, float* out, int64_t step, int64_t plane) {
   LogSum(*shared)[32] = (LogSum(*)[32])shared_memory();
   const int lane = thread() % 32, warp = thread() / 32;

@@ -1,40 +1,40 @@
 // Scores in bf16 and fp16 on sm_90a: one warp keeps TMA loads in flight, two groups of four warps multiply by wgmma.
 //
-// A tile of 128 x 256, 64 rows a group: a step of 64 elements of K reads 48 KB and multiplies for 1024 clocks. Smaller tiles
-// would ask the L2 for more than it gives: 128 x 128 for 64 bytes a clock and processor, where it has about 40. Four stages
-// are 192 KB. The groups wait for loads only, not for each other: while one is in its epilogue the other multiplies, and the
-// loads of the next tile, also of the next item, are under way.
+// A tile of 128 x 256, 64 rows a group: a step of 64 elements of K reads 48 KB and multiplies for 1024 clocks. Smaller
+// tiles would ask the L2 for more than it gives: 128 x 128 for 64 bytes a clock and processor, where it has about 40.
+// Four stages are 192 KB. The groups wait for loads only, not for each other: while one is in its epilogue the other
+// multiplies, and the loads of the next tile, also of the next item, are under way.
 //
-// FEW rows, up to 64: the time is that of reading b once, so its norms are found in the same pass. The second group, which
-// has no rows to multiply, adds up the squares of b's rows out of the same stages. A step reads 16 KB of b and multiplies for
-// 256 clocks, 64 bytes a clock and processor where the memory gives 19; 128 KB of b are on their way.
+// FEW rows, up to 64: the time is that of reading b once, so its norms are found in the same pass. The second group,
+// which has no rows to multiply, adds up the squares of b's rows out of the same stages. A step reads 16 KB of b and
+// multiplies for 256 clocks, 64 bytes a clock and processor where the memory gives 19; 128 KB of b are on their way.
 #pragma once
 
 #include "epilogue.h"
 
 namespace altclip_fast::cuda {
 
-template <bool FEW>
-struct WgmmaTile {
+template <bool FEW> struct WgmmaTile {
   static constexpr int MI = 1, NJ = FEW ? 16 : 32;
   static constexpr int GROUPS = FEW ? 1 : 2, ROWS = 64 * GROUPS, COLUMNS = 8 * NJ;
   static constexpr int STEP = 64, STEP_BYTES = 128;
   static constexpr int STAGES = FEW ? 8 : 4, A_BYTES = ROWS * STEP_BYTES, STAGE_BYTES = A_BYTES + COLUMNS * STEP_BYTES;
   static constexpr int WORKERS = 256, THREADS = 384;  // two groups, and one of which a thread loads
   // After the stages: their barriers, the inverse norms of FEW, and what the epilogues of the groups need.
-  static constexpr int BARRIERS = STAGES * STAGE_BYTES, NORMS = BARRIERS + 128, SCRATCH = NORMS + (FEW ? COLUMNS * 4 : 0);
+  static constexpr int BARRIERS = STAGES * STAGE_BYTES, NORMS = BARRIERS + 128,
+                       SCRATCH = NORMS + (FEW ? COLUMNS * 4 : 0);
 };
 
 // Barriers of the ring: `filled` by the loads' bytes, `emptied` by the warps that read a stage.
-template <class Tile>
-struct Barriers {
+template <class Tile> struct Barriers {
   uint32_t first;
   DEVICE uint32_t filled(int stage) const { return first + stage * 8; }
   DEVICE uint32_t emptied(int stage) const { return first + (Tile::STAGES + stage) * 8; }
 };
 
 template <class Tile>
-DEVICE void load_all(const TensorMap* a, const TensorMap* b, const Work& work, uint32_t stages, Barriers<Tile> barriers) {
+DEVICE void load_all(const TensorMap* a, const TensorMap* b, const Work& work, uint32_t stages,
+                     Barriers<Tile> barriers) {
   Ring<Tile::STAGES> ring;
   for (Cursor loads(work, block()); loads.inside(); loads.next(blocks()), ring.next()) {
     const uint32_t stage = stages + ring.stage * Tile::STAGE_BYTES, filled = barriers.filled(ring.stage);
@@ -46,9 +46,10 @@ DEVICE void load_all(const TensorMap* a, const TensorMap* b, const Work& work, u
 }
 
 // The squares of 64 elements of one of b's rows a thread.
-template <class T>
-DEVICE float squares_of(const char* rows) {
-  struct alignas(16) Eight { T x[8]; };
+template <class T> DEVICE float squares_of(const char* rows) {
+  struct alignas(16) Eight {
+    T x[8];
+  };
   float sum = 0;
 #pragma unroll
   for (int chunk = 0; chunk < 8; chunk++) {
@@ -60,8 +61,7 @@ DEVICE float squares_of(const char* rows) {
 }
 
 // For every tile the inverse norms of its columns, as long as the multiplying group has not read those before.
-template <class T, class Tile>
-DEVICE void find_norms(const Work& work, char* memory, Barriers<Tile> barriers) {
+template <class T, class Tile> DEVICE void find_norms(const Work& work, char* memory, Barriers<Tile> barriers) {
   float* norms = (float*)(memory + Tile::NORMS);
   Ring<Tile::STAGES> ring;
   for (int index = block(); index < work.items(); index += blocks())

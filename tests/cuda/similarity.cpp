@@ -1,5 +1,5 @@
-// The kernels' bodies on the emulated device, against plain loops. Inputs are small whole numbers, so scores are exact, and
-// there are many ties.
+// The kernels' bodies on the emulated device, against plain loops. Inputs are small whole numbers, so scores are exact,
+// and there are many ties.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -23,7 +23,9 @@ void expect(bool fine, const std::string& what) {
   if (failures++ < 20) fprintf(stderr, "%s: %s\n", title.c_str(), what.c_str());
 }
 
-bool close(float x, float y) { return x == y || (x != x && y != y) || std::fabs(x - y) <= 1e-5f * std::max(1.0f, std::fabs(y)); }
+bool close(float x, float y) {
+  return x == y || (x != x && y != y) || std::fabs(x - y) <= 1e-5f * std::max(1.0f, std::fabs(y));
+}
 
 struct Case {
   int n, m, width, span, blocks, k;
@@ -31,20 +33,19 @@ struct Case {
 };
 
 // Memory that ends where it ends: what is written beyond is seen.
-template <class T>
-struct Output {
+template <class T> struct Output {
   std::vector<char> memory;
   size_t count;
   explicit Output(size_t count) : memory((count + 16) * sizeof(T), (char)0x7f), count(count) {}
   T* data() { return (T*)memory.data(); }
   T operator[](size_t i) { return data()[i]; }
   void check(const char* name) {
-    for (size_t i = count * sizeof(T); i < memory.size(); i++) expect(memory[i] == 0x7f, std::string(name) + " is written beyond its end");
+    for (size_t i = count * sizeof(T); i < memory.size(); i++)
+      expect(memory[i] == 0x7f, std::string(name) + " is written beyond its end");
   }
 };
 
-template <class T>
-struct Problem {
+template <class T> struct Problem {
   Case c;
   int stride;
   std::vector<T> a, b;
@@ -71,19 +72,23 @@ struct Problem {
     b_inverse = make(c.m, b);
     s = {{a.data(), c.n, c.width, stride, c.normalize ? a_inverse.data() : nullptr},
          {b.data(), c.m, c.width, stride, c.normalize && !find_norms ? b_inverse.data() : nullptr},
-         2.0f, &factor, Dtype::Float32, false, c.normalize && find_norms};
+         2.0f,
+         &factor,
+         Dtype::Float32,
+         false,
+         c.normalize && find_norms};
     score.resize((size_t)c.n * c.m);
     for (int i = 0; i < c.n; i++)
       for (int j = 0; j < c.m; j++) {
         float sum = 0;
-        for (int k = 0; k < c.width; k++) sum += to_float(a[(size_t)i * stride + k]) * to_float(b[(size_t)j * stride + k]);
+        for (int k = 0; k < c.width; k++)
+          sum += to_float(a[(size_t)i * stride + k]) * to_float(b[(size_t)j * stride + k]);
         score[(size_t)i * c.m + j] = c.normalize ? sum * a_inverse[i] * b_inverse[j] : sum;
       }
   }
 };
 
-template <class T>
-struct Mma {
+template <class T> struct Mma {
   using Tile = MmaTile<T>;
   using Element = T;
   static constexpr bool FEW = false;
@@ -96,8 +101,7 @@ struct Mma {
   }
 };
 
-template <class T, bool IS_FEW>
-struct Wgmma {
+template <class T, bool IS_FEW> struct Wgmma {
   using Tile = WgmmaTile<IS_FEW>;
   using Element = T;
   static constexpr bool FEW = IS_FEW;
@@ -137,26 +141,29 @@ void expect_sums(const std::vector<LogSum>& found, const std::vector<LogSum>& ex
   for (size_t i = 0; i < found.size(); i++)
     expect(close(found[i].most, expected[i].most) && close(found[i].sum, expected[i].sum),
            std::string(name) + " " + std::to_string(i) + ": " + std::to_string(found[i].most) + ", " +
-               std::to_string(found[i].sum) + " is not " + std::to_string(expected[i].most) + ", " + std::to_string(expected[i].sum));
+               std::to_string(found[i].sum) + " is not " + std::to_string(expected[i].most) + ", " +
+               std::to_string(expected[i].sum));
 }
 
-template <class Engine>
-void check(const Case& c) {
+template <class Engine> void check(const Case& c) {
   using T = typename Engine::Element;
   Problem<T> p(c, Engine::FEW);
   const Work work = {(c.n + Engine::ROWS - 1) / Engine::ROWS, (c.m + Engine::COLUMNS - 1) / Engine::COLUMNS, c.span,
                      (c.width + Engine::STEP - 1) / Engine::STEP};
   const int parts = work.parts(), groups = work.row_blocks * (Engine::ROWS / Engine::GROUP_ROWS);
-  title = std::string(__PRETTY_FUNCTION__).substr(0, 120) + " " + std::to_string(c.n) + "x" + std::to_string(c.m) + "x" +
-          std::to_string(c.width) + " top " + std::to_string(c.k) + (c.late ? " late" : "");
-  auto row_of = [&](int i) { return std::vector<float>(p.score.begin() + (size_t)i * c.m, p.score.begin() + (size_t)(i + 1) * c.m); };
+  title = std::string(__PRETTY_FUNCTION__).substr(0, 120) + " " + std::to_string(c.n) + "x" + std::to_string(c.m) +
+          "x" + std::to_string(c.width) + " top " + std::to_string(c.k) + (c.late ? " late" : "");
+  auto row_of = [&](int i) {
+    return std::vector<float>(p.score.begin() + (size_t)i * c.m, p.score.begin() + (size_t)(i + 1) * c.m);
+  };
 
   Output<T> out((size_t)c.n * c.m);
   Engine::template run<Store>(p, work, StoreParams{nullptr, out.data()});
   out.check("scores");
   for (int i = 0; i < c.n; i++)
     for (int j = 0; j < c.m; j++) {
-      const float expected = to_float(from_float<T>(p.score[(size_t)i * c.m + j])), found = to_float(out[(size_t)i * c.m + j]);
+      const float expected = to_float(from_float<T>(p.score[(size_t)i * c.m + j])),
+                  found = to_float(out[(size_t)i * c.m + j]);
       expect(c.normalize ? std::fabs(found - expected) < 0.01f : found == expected,
              "score " + at(i, j) + " is " + std::to_string(found) + ", not " + std::to_string(expected));
     }
@@ -184,7 +191,8 @@ void check(const Case& c) {
     std::vector<LogSum> column_parts((size_t)groups * c.m), columns(c.m);
     std::vector<float> diagonal(c.n, -77.0f);
     const int first = 3;
-    Engine::template run<PairSums>(p, work, PairSumsParams{{row_parts.data()}, column_parts.data(), diagonal.data(), first});
+    Engine::template run<PairSums>(p, work,
+                                   PairSumsParams{{row_parts.data()}, column_parts.data(), diagonal.data(), first});
     expect_sums(combine(row_parts, parts, c.n), rows, "row of pairs");
     for (int j = 0; j < c.m; j++) {
       std::vector<float> column(c.n);
@@ -193,7 +201,8 @@ void check(const Case& c) {
     }
     expect_sums(combine(column_parts, groups, c.m), columns, "column");
     for (int i = 0; i < c.n; i++)
-      expect(close(diagonal[i], first + i < c.m ? p.score[(size_t)i * c.m + first + i] : -77.0f), "diagonal " + std::to_string(i));
+      expect(close(diagonal[i], first + i < c.m ? p.score[(size_t)i * c.m + first + i] : -77.0f),
+             "diagonal " + std::to_string(i));
 
     std::vector<float> by_column(2 * c.m);
     for (int j = 0; j < c.m; j++) {
@@ -210,8 +219,8 @@ void check(const Case& c) {
     for (int i = 0; i < c.n; i++)
       for (int j = 0; j < c.m; j++) {
         const float score = p.score[(size_t)i * c.m + j];
-        const float expected = std::exp2(score - rows[i].most) / rows[i].sum + std::exp2(score - columns[j].most) / columns[j].sum -
-                               (j == first + i ? 2.0f : 0.0f);
+        const float expected = std::exp2(score - rows[i].most) / rows[i].sum +
+                               std::exp2(score - columns[j].most) / columns[j].sum - (j == first + i ? 2.0f : 0.0f);
         expected_along += (double)expected * score;
         size += std::fabs((double)expected * score);
         expect(std::fabs(to_float(gradient[(size_t)i * c.m + j]) - expected) < 0.01f, "gradient " + at(i, j));
@@ -226,12 +235,15 @@ void check(const Case& c) {
       const int slots = k == 1 ? 1 : (int)slots_for(k, ARRIVING);
       Output<Candidate> found((size_t)c.n * parts * slots);
       const TopKParams params = {found.data(), parts, k, slots};
-      if (k == 1) Engine::template run<Best>(p, work, params);
-      else Engine::template run<TopK>(p, work, params);
+      if (k == 1)
+        Engine::template run<Best>(p, work, params);
+      else
+        Engine::template run<TopK>(p, work, params);
       found.check("candidates");
       Output<T> values((size_t)c.n * k);
       Output<int64_t> indices((size_t)c.n * k);
-      emulated::launch((c.n + MERGE_WARPS - 1) / MERGE_WARPS, MERGE_WARPS * 32, MERGE_WARPS * MERGE_SLOTS * (int)sizeof(Candidate), false,
+      emulated::launch((c.n + MERGE_WARPS - 1) / MERGE_WARPS, MERGE_WARPS * 32,
+                       MERGE_WARPS * MERGE_SLOTS * (int)sizeof(Candidate), false,
                        [&] { merge_body<T>(found.data(), c.n, parts, k, slots, values.data(), indices.data()); });
       values.check("values");
       indices.check("indices");
@@ -242,8 +254,8 @@ void check(const Case& c) {
         std::stable_sort(order.begin(), order.end(), [&](int x, int y) { return row[x] > row[y]; });
         for (int j = 0; j < k; j++)
           expect(indices[(size_t)i * k + j] == order[j] && to_float(values[(size_t)i * k + j]) == row[order[j]],
-                 "top " + std::to_string(k) + " " + at(i, j) + " is " + std::to_string(indices[(size_t)i * k + j]) + ", not " +
-                     std::to_string(order[j]));
+                 "top " + std::to_string(k) + " " + at(i, j) + " is " + std::to_string(indices[(size_t)i * k + j]) +
+                     ", not " + std::to_string(order[j]));
       }
     }
   }
@@ -260,7 +272,8 @@ void check_float32_products() {
       for (float& v : *x) v = normal(random);
     p.s.tf32 = tf32;
     Output<float> out(40 * 130);
-    Mma<float>::run<Store>(p, {1, 2, 1, (500 + Mma<float>::STEP - 1) / Mma<float>::STEP}, StoreParams{nullptr, out.data()});
+    Mma<float>::run<Store>(p, {1, 2, 1, (500 + Mma<float>::STEP - 1) / Mma<float>::STEP},
+                           StoreParams{nullptr, out.data()});
     double largest = 0;
     for (int i = 0; i < 40; i++)
       for (int j = 0; j < 130; j++) {
@@ -277,7 +290,8 @@ void check_order() {
   const float rising[] = {-INFINITY, -3e38f, -1.0f, -1e-40f, 0.0f, 1e-40f, 1.0f, 3e38f, INFINITY, NAN};
   for (int i = 0; i < 10; i++) {
     const Candidate x = candidate(rising[i], 7);
-    expect(x > NO_CANDIDATE && index_of(x) == 7 && close(score_of(x), rising[i]), "candidate of " + std::to_string(rising[i]));
+    expect(x > NO_CANDIDATE && index_of(x) == 7 && close(score_of(x), rising[i]),
+           "candidate of " + std::to_string(rising[i]));
     expect(candidate(rising[i], 6) > x, "of equal scores the lower index is better");
     if (i) expect(x > candidate(rising[i - 1], 0), "the greater score is better");
   }
@@ -319,8 +333,7 @@ void check_fragments() {
       }
 }
 
-template <class T>
-void check_rows(int n, int width, int row, int column) {
+template <class T> void check_rows(int n, int width, int row, int column) {
   title = "rows " + std::to_string(n) + "x" + std::to_string(width);
   std::mt19937 random(width);
   std::vector<T> x((size_t)n * row + (size_t)width * column + 16);
@@ -333,9 +346,12 @@ void check_rows(int n, int width, int row, int column) {
   std::vector<float> grad((size_t)n * width);
   for (float& g : grad) g = (int)(random() % 201 - 100) * 0.01f;
   const float factor = 0.5f;
-  emulated::launch(blocks, ROWS_THREADS, 0, false, [&] { normalize_body<T>(strided, true, unit.data(), width, nullptr); });
-  emulated::launch(blocks, ROWS_THREADS, 0, false, [&] { normalize_body<T>(strided, false, packed.data(), stride, inverse.data()); });
-  emulated::launch(blocks, ROWS_THREADS, 0, false, [&] { normalize_backward_body<T>(strided, grad.data(), &factor, true, dx.data()); });
+  emulated::launch(blocks, ROWS_THREADS, 0, false,
+                   [&] { normalize_body<T>(strided, true, unit.data(), width, nullptr); });
+  emulated::launch(blocks, ROWS_THREADS, 0, false,
+                   [&] { normalize_body<T>(strided, false, packed.data(), stride, inverse.data()); });
+  emulated::launch(blocks, ROWS_THREADS, 0, false,
+                   [&] { normalize_backward_body<T>(strided, grad.data(), &factor, true, dx.data()); });
   unit.check("unit");
   packed.check("packed");
   inverse.check("inverse");
@@ -368,8 +384,9 @@ int main() {
   check_rows<bfloat16>(6, 37, 1, 6);
   // Rows, columns, width, tiles of an item, blocks of threads, k, normalize, late
   const Case cases[] = {
-      {1, 1, 1, 1, 1, 1, false, false},       {3, 257, 40, 1, 2, 100, false, true}, {130, 530, 130, 2, 2, 5, false, false},
-      {70, 600, 30, 2, 2, 256, false, true}, {70, 270, 72, 1, 3, 17, true, true},
+      {1, 1, 1, 1, 1, 1, false, false},       {3, 257, 40, 1, 2, 100, false, true},
+      {130, 530, 130, 2, 2, 5, false, false}, {70, 600, 30, 2, 2, 448, false, true},
+      {70, 270, 72, 1, 3, 17, true, true},
   };
   for (const Case& c : cases) {
     check<Mma<float>>(c);
