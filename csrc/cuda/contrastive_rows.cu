@@ -31,7 +31,8 @@ __global__ void __launch_bounds__(MERGE_WARPS * 32)
 }
 
 // start(T{}) for the element type.
-template <class Start> void with_type(Dtype dtype, Start start) {
+template <class Start>
+void with_type(Dtype dtype, Start start) {
   switch (dtype) {
     case Dtype::Float32: return start(float{});
     case Dtype::BFloat16: return start(bfloat16{});

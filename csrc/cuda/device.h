@@ -16,7 +16,8 @@ DEVICE LogSum together(LogSum x, LogSum y) {
 }
 DEVICE LogSum shuffle_xor(LogSum x, int mask) { return {shuffle_xor(x.most, mask), shuffle_xor(x.sum, mask)}; }
 
-template <class T> struct alignas(2 * sizeof(T)) Two {
+template <class T>
+struct alignas(2 * sizeof(T)) Two {
   T first, second;
 };
 

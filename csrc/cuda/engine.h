@@ -36,7 +36,8 @@ struct TopKParams {
 };
 
 struct Engine {
-  template <class Params> using Start = void (*)(const Scores&, const Work&, const Params&, const Device&);
+  template <class Params>
+  using Start = void (*)(const Scores&, const Work&, const Params&, const Device&);
 
   int rows, group_rows, columns, step;  // of a tile; elements of K
   Start<StoreParams> store;

@@ -12,7 +12,8 @@
 namespace altclip_fast::cuda {
 
 // One thread's place in a group.
-template <int MI> struct Place {
+template <int MI>
+struct Place {
   int group, warp, lane;
   char* scratch;  // of the group
   int first_row;
@@ -48,7 +49,8 @@ DEVICE void scale_products(float (&x)[MI][NJ][4], const Scores& s, const Place<M
   }
 }
 
-template <class T> DEVICE void store_pair(T* to, float first, float second, bool both, bool aligned) {
+template <class T>
+DEVICE void store_pair(T* to, float first, float second, bool both, bool aligned) {
   if (both && aligned) {
     *(Two<T>*)to = {from_float<T>(first), from_float<T>(second)};
   } else {
@@ -58,7 +60,8 @@ template <class T> DEVICE void store_pair(T* to, float first, float second, bool
 }
 
 // A row's sum of 2^(x - m), as every lane sees it of its own columns.
-template <int MI, int NJ> DEVICE void add_row(LogSum& sum, const float (&x)[NJ][4], int half) {
+template <int MI, int NJ>
+DEVICE void add_row(LogSum& sum, const float (&x)[NJ][4], int half) {
   float most = sum.most;
   EACH_COLUMN
     most = fmaxf(most, x[j][half * 2 + e]);
@@ -70,7 +73,8 @@ template <int MI, int NJ> DEVICE void add_row(LogSum& sum, const float (&x)[NJ][
 }
 
 // similarity, similarity_softmax: 2 D operations and sizeof(T) bytes written a score.
-template <class T, int MI, int NJ> struct Store {
+template <class T, int MI, int NJ>
+struct Store {
   using Params = StoreParams;
   static constexpr int SCRATCH = 0;
   const Scores& s;
@@ -114,8 +118,9 @@ template <class T, int MI, int NJ> struct Store {
   DEVICE void finish() {}
 };
 
-// The sums of a softmax, of every row of each part; with columns, also of every column of each group's rows.
-template <class T, int MI, int NJ> struct RowSums {
+// The first pass of similarity_softmax: largest score and sum of exponentials of every row of each part.
+template <class T, int MI, int NJ>
+struct RowSums {
   using Params = RowSumsParams;
   static constexpr int SCRATCH = 0;
   const Scores& s;
@@ -149,7 +154,8 @@ template <class T, int MI, int NJ> struct RowSums {
 };
 
 // Of 2 * KEPT sums a lane and its partner each keep a half, with the other's in it.
-template <int KEPT> DEVICE void halve(LogSum* sum, int mask, int lane) {
+template <int KEPT>
+DEVICE void halve(LogSum* sum, int mask, int lane) {
   const bool upper = lane & mask;
 #pragma unroll
   for (int c = 0; c < KEPT; c++) {
@@ -158,8 +164,9 @@ template <int KEPT> DEVICE void halve(LogSum* sum, int mask, int lane) {
   }
 }
 
-// contrastive_loss: rows, columns and the diagonal in one sweep.
-template <class T, int MI, int NJ> struct PairSums {
+// contrastive_loss: sums of rows, of columns over each group's rows, and the diagonal, in one sweep.
+template <class T, int MI, int NJ>
+struct PairSums {
   using Params = PairSumsParams;
   static constexpr int COLUMNS = NJ * 8;
   static constexpr int SCRATCH = 4 * COLUMNS * sizeof(LogSum);
@@ -220,7 +227,8 @@ template <class T, int MI, int NJ> struct PairSums {
 };
 
 // The backward of contrastive_loss: P + Q - 2 I, and the sum of its products with the scores.
-template <class T, int MI, int NJ> struct Gradient {
+template <class T, int MI, int NJ>
+struct Gradient {
   using Params = GradientParams;
   static constexpr int SCRATCH = 4 * sizeof(float);
   const Scores& s;
@@ -285,7 +293,8 @@ template <class T, int MI, int NJ> struct Gradient {
 };
 
 // similarity_argmax: the best of each row and part. Nearly all tiles are passed over with one comparison a score.
-template <class T, int MI, int NJ> struct Best {
+template <class T, int MI, int NJ>
+struct Best {
   using Params = TopKParams;
   static constexpr int SCRATCH = 0;
   const Scores& s;
@@ -346,7 +355,8 @@ constexpr int TOPK_SLOTS = 512;
 // similarity_topk: what is better than the least of a row's k candidates is appended to them; they are k (1 + log(M /
 // k)) in all. The slots lie in global memory, which only these rows touch. Most tiles have nothing for a row, so the
 // code that appends is there once, for all of a thread's rows, whose states lie in shared memory.
-template <class T, int MI, int NJ> struct TopK {
+template <class T, int MI, int NJ>
+struct TopK {
   using Params = TopKParams;
   struct State {
     int count;    // of a row's slots that are taken

@@ -47,7 +47,8 @@ struct Cursor {
 };
 
 // A ring of buffers, and how often it went round: the parity that an mbarrier is waited for.
-template <int STAGES> struct Ring {
+template <int STAGES>
+struct Ring {
   int stage = 0;
   uint32_t phase = 0;
 

@@ -13,7 +13,8 @@
 
 namespace altclip_fast::cuda {
 
-template <class T> struct MmaTile {
+template <class T>
+struct MmaTile {
   static constexpr int MI = sizeof(T) == 4 ? 1 : 2, NJ = 16;
   static constexpr int ROWS = 64 * MI, COLUMNS = 8 * NJ, GROUPS = 1, THREADS = 128;
   static constexpr int STEP_BYTES = 64, STEP = STEP_BYTES / sizeof(T);
@@ -21,7 +22,8 @@ template <class T> struct MmaTile {
 };
 
 // One stage: 64 bytes of each of COUNT rows from `first` on; zeros beyond the last row and the last column.
-template <class T, int COUNT> DEVICE void copy_rows(uint32_t to, const Matrix& x, int first, int column) {
+template <class T, int COUNT>
+DEVICE void copy_rows(uint32_t to, const Matrix& x, int first, int column) {
 #pragma unroll
   for (int n = 0; n < COUNT * 4 / 128; n++) {
     const int i = n * 128 + thread();
@@ -43,7 +45,8 @@ DEVICE void split(const uint32_t (&x)[4], uint32_t (&high)[4], uint32_t (&low)[4
   }
 }
 
-template <class T, int MI, int NJ> DEVICE void multiply_stage(float (&x)[MI][NJ][4], uint32_t stage, bool tf32) {
+template <class T, int MI, int NJ>
+DEVICE void multiply_stage(float (&x)[MI][NJ][4], uint32_t stage, bool tf32) {
   constexpr bool WIDE = sizeof(T) == 4;
   const int lane = thread() % 32, warp = thread() / 32;
   float partial[MI][WIDE ? NJ : 1][4] = {};

@@ -73,7 +73,8 @@ struct LogSum {
 HOST_DEVICE LogSum no_log_sum() { return {-INFINITY, 0.0f}; }
 
 // Of two disjoint sets. `exp2` is a parameter, since the device has a fast one.
-template <class Exp2> HOST_DEVICE LogSum together(LogSum x, LogSum y, Exp2 exp2) {
+template <class Exp2>
+HOST_DEVICE LogSum together(LogSum x, LogSum y, Exp2 exp2) {
   const float apart = x.most - y.most;
   const float less = x.most == y.most ? 1.0f : exp2(-fabsf(apart));  // the same infinity has no distance to itself
   return apart > 0 ? LogSum{x.most, x.sum + y.sum * less} : LogSum{y.most, y.sum + x.sum * less};

@@ -20,8 +20,14 @@ DEVICE int thread() { return threadIdx.x; }
 DEVICE int block() { return blockIdx.x; }
 DEVICE int blocks() { return gridDim.x; }
 DEVICE unsigned ballot(bool x) { return __ballot_sync(~0u, x); }
-template <class T> DEVICE T shuffle(T x, int lane) { return __shfl_sync(~0u, x, lane); }
-template <class T> DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+template <class T>
+DEVICE T shuffle(T x, int lane) {
+  return __shfl_sync(~0u, x, lane);
+}
+template <class T>
+DEVICE T shuffle_xor(T x, int mask) {
+  return __shfl_xor_sync(~0u, x, mask);
+}
 DEVICE int ones(unsigned x) { return __popc(x); }
 DEVICE int first_one(unsigned x) { return __ffs(x) - 1; }
 DEVICE void sync_warp() { __syncwarp(); }
@@ -64,14 +70,20 @@ DEVICE float to_float(float16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
 }
-template <class T> DEVICE T from_float(float x);
-template <> DEVICE float from_float(float x) { return x; }
-template <> DEVICE bfloat16 from_float(float x) {
+template <class T>
+DEVICE T from_float(float x);
+template <>
+DEVICE float from_float(float x) {
+  return x;
+}
+template <>
+DEVICE bfloat16 from_float(float x) {
   bfloat16 y;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
   return y;
 }
-template <> DEVICE float16 from_float(float x) {
+template <>
+DEVICE float16 from_float(float x) {
   float16 y;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
   return y;
@@ -89,7 +101,10 @@ DEVICE void copy_async(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING> DEVICE void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+template <int PENDING>
+DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 
 DEVICE void load_matrices(uint32_t address, uint32_t (&x)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -103,14 +118,18 @@ DEVICE void load_matrices(uint32_t address, uint32_t (&x)[4]) {
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 // d += a b^T, of 16 rows and 8 columns, 32 bytes of each row deep
-template <class T> DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-template <> DEVICE void multiply<bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <class T>
+DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+DEVICE void multiply<bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MULTIPLY("m16n8k16.row.col.f32.bf16.bf16.f32");
 }
-template <> DEVICE void multiply<float16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <>
+DEVICE void multiply<float16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MULTIPLY("m16n8k16.row.col.f32.f16.f16.f32");
 }
-template <> DEVICE void multiply<float>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <>
+DEVICE void multiply<float>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MULTIPLY("m16n8k8.row.col.f32.tf32.tf32.f32");
 }
 #undef MULTIPLY
@@ -148,21 +167,25 @@ DEVICE void load_box(uint32_t to, const TensorMap* map, uint32_t barrier, int co
       "l"(map), "r"(barrier), "r"(column), "r"(row)
       : "memory");
 }
-template <int REGISTERS> DEVICE void fewer_registers() {
+template <int REGISTERS>
+DEVICE void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
-template <int REGISTERS> DEVICE void more_registers() {
+template <int REGISTERS>
+DEVICE void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
 DEVICE void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> DEVICE void warpgroup_wait() {
+template <int PENDING>
+DEVICE void warpgroup_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
 // Accumulators are written by instructions in flight: nothing may move over this.
-template <int N> DEVICE void keep_in_place(float (&d)[N][4]) {
+template <int N>
+DEVICE void keep_in_place(float (&d)[N][4]) {
 #pragma unroll
   for (int j = 0; j < N; j++)
 #pragma unroll
@@ -192,13 +215,15 @@ template <int N> DEVICE void keep_in_place(float (&d)[N][4]) {
 #define WARPGROUP_MULTIPLY_256(KIND) \
   WARPGROUP_MULTIPLY("256", KIND, NUMBERS_128, "%128", "%129", SIXTY_FOUR(0), SIXTY_FOUR(16))
 // d += a b^T: 64 rows, 128 or 256 columns, 16 elements deep. In flight until `warpgroup_wait`.
-template <class T> DEVICE void warpgroup_multiply(float (&d)[16][4], uint64_t a, uint64_t b) {
+template <class T>
+DEVICE void warpgroup_multiply(float (&d)[16][4], uint64_t a, uint64_t b) {
   if constexpr (std::is_same_v<T, bfloat16>)
     WARPGROUP_MULTIPLY_128("bf16");
   else
     WARPGROUP_MULTIPLY_128("f16");
 }
-template <class T> DEVICE void warpgroup_multiply(float (&d)[32][4], uint64_t a, uint64_t b) {
+template <class T>
+DEVICE void warpgroup_multiply(float (&d)[32][4], uint64_t a, uint64_t b) {
   if constexpr (std::is_same_v<T, bfloat16>)
     WARPGROUP_MULTIPLY_256("bf16");
   else

@@ -14,7 +14,8 @@ DEVICE float sum_of_warp(float x) {
 }
 
 // Calls each(column, x[column]) for the columns of this lane, from 16 bytes at a time where they lie so.
-template <class T, class Each> DEVICE void each_of_row(const Strided& x, int64_t row, Each each) {
+template <class T, class Each>
+DEVICE void each_of_row(const Strided& x, int64_t row, Each each) {
   constexpr int WIDE = 16 / sizeof(T);
   struct alignas(16) Block {
     T x[WIDE];

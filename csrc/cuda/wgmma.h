@@ -14,7 +14,8 @@
 
 namespace altclip_fast::cuda {
 
-template <bool FEW> struct WgmmaTile {
+template <bool FEW>
+struct WgmmaTile {
   static constexpr int MI = 1, NJ = FEW ? 16 : 32;
   static constexpr int GROUPS = FEW ? 1 : 2, ROWS = 64 * GROUPS, COLUMNS = 8 * NJ;
   static constexpr int STEP = 64, STEP_BYTES = 128;
@@ -26,7 +27,8 @@ template <bool FEW> struct WgmmaTile {
 };
 
 // Barriers of the ring: `filled` by the loads' bytes, `emptied` by the warps that read a stage.
-template <class Tile> struct Barriers {
+template <class Tile>
+struct Barriers {
   uint32_t first;
   DEVICE uint32_t filled(int stage) const { return first + stage * 8; }
   DEVICE uint32_t emptied(int stage) const { return first + (Tile::STAGES + stage) * 8; }
@@ -46,7 +48,8 @@ DEVICE void load_all(const TensorMap* a, const TensorMap* b, const Work& work, u
 }
 
 // The squares of 64 elements of one of b's rows a thread.
-template <class T> DEVICE float squares_of(const char* rows) {
+template <class T>
+DEVICE float squares_of(const char* rows) {
   struct alignas(16) Eight {
     T x[8];
   };
@@ -61,7 +64,8 @@ template <class T> DEVICE float squares_of(const char* rows) {
 }
 
 // For every tile the inverse norms of its columns, as long as the multiplying group has not read those before.
-template <class T, class Tile> DEVICE void find_norms(const Work& work, char* memory, Barriers<Tile> barriers) {
+template <class T, class Tile>
+DEVICE void find_norms(const Work& work, char* memory, Barriers<Tile> barriers) {
   float* norms = (float*)(memory + Tile::NORMS);
   Ring<Tile::STAGES> ring;
   for (int index = block(); index < work.items(); index += blocks())

@@ -90,7 +90,8 @@ inline void yield() {
   if (_setjmp(machine.fibers[machine.current]->place) == 0) _longjmp(machine.scheduler, 1);
 }
 
-template <class Ready> void wait_until(Ready ready) {
+template <class Ready>
+void wait_until(Ready ready) {
   while (!ready()) yield();
   machine.progress++;
 }
@@ -192,7 +193,8 @@ inline void wait_groups(int pending) {
 inline uint32_t swizzled(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
 
 // What every lane of the warp gave.
-template <class T> const T* gather(const T& x) {
+template <class T>
+const T* gather(const T& x) {
   static_assert(sizeof(T) <= 64);
   Warp& warp = machine.warps[machine.current / 32];
   memcpy(warp.in[machine.current % 32], &x, sizeof x);
@@ -200,7 +202,8 @@ template <class T> const T* gather(const T& x) {
   meet(warp.meeting, 32);
   return nullptr;
 }
-template <class T> T given(int lane) {
+template <class T>
+T given(int lane) {
   T x;
   memcpy(&x, machine.warps[machine.current / 32].out[lane], sizeof x);
   return x;
@@ -219,11 +222,15 @@ inline unsigned ballot(bool x) {
   for (int lane = 0; lane < 32; lane++) all |= (unsigned)emulated::given<bool>(lane) << lane;
   return all;
 }
-template <class T> T shuffle(T x, int lane) {
+template <class T>
+T shuffle(T x, int lane) {
   emulated::gather(x);
   return emulated::given<T>(lane);
 }
-template <class T> T shuffle_xor(T x, int mask) { return shuffle(x, thread() % 32 ^ mask); }
+template <class T>
+T shuffle_xor(T x, int mask) {
+  return shuffle(x, thread() % 32 ^ mask);
+}
 inline int ones(unsigned x) { return __builtin_popcount(x); }
 inline int first_one(unsigned x) { return __builtin_ctz(x); }
 inline void sync_warp() { emulated::gather(0); }
@@ -250,7 +257,8 @@ inline float to_float(float16 x) {
   memcpy(&y, &x, 2);
   return (float)y;
 }
-template <class T> T from_float(float x) {
+template <class T>
+T from_float(float x) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     const uint32_t bits = (uint32_t)bits_of(x);
     return {(uint16_t)(x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
@@ -280,7 +288,10 @@ inline void copy_async(uint32_t to, const void* from, int bytes) {
   });
 }
 inline void commit_copies() { emulated::commit(); }
-template <int PENDING> void wait_copies() { emulated::wait_groups(PENDING); }
+template <int PENDING>
+void wait_copies() {
+  emulated::wait_groups(PENDING);
+}
 
 // Matrix m has its eight rows at the addresses of lanes 8 m to 8 m + 7; a lane gets 4 bytes of row lane / 4.
 inline void load_matrices(uint32_t address, uint32_t (&x)[4]) {
@@ -295,7 +306,8 @@ inline void load_matrices(uint32_t address, uint32_t (&x)[4]) {
 }
 
 // Element `i` of a register of fragments: two of 16 bits, or one TF32 number.
-template <class T> float element(uint32_t bits, int i) {
+template <class T>
+float element(uint32_t bits, int i) {
   if constexpr (sizeof(T) == 4)
     return float_of((int32_t)(bits & 0xffffe000));
   else
@@ -304,7 +316,8 @@ template <class T> float element(uint32_t bits, int i) {
 
 // m16n8k16 (k8 for TF32), "Matrix fragments" of mma: a[0], a[1], a[2], a[3] are rows g and g + 8 of the first half of
 // K, then of the second; b0 and b1 are column g of both halves; g = lane / 4, and lane % 4 counts registers along K.
-template <class T> void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <class T>
+void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   struct Given {
     uint32_t a[4], b[2];
   } given = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
@@ -368,15 +381,22 @@ inline void load_box(uint32_t to, const TensorMap* map, uint32_t barrier, int co
   else
     work();
 }
-template <int REGISTERS> void fewer_registers() {}
-template <int REGISTERS> void more_registers() {}
+template <int REGISTERS>
+void fewer_registers() {}
+template <int REGISTERS>
+void more_registers() {}
 inline void warpgroup_begin() {}
 inline void warpgroup_commit() { emulated::commit(); }
-template <int PENDING> void warpgroup_wait() { emulated::wait_groups(PENDING); }
-template <int N> void keep_in_place(float (&)[N][4]) {}
+template <int PENDING>
+void warpgroup_wait() {
+  emulated::wait_groups(PENDING);
+}
+template <int N>
+void keep_in_place(float (&)[N][4]) {}
 
 // Element k of row `row` that a descriptor of K-major rows with SWIZZLE_128B describes.
-template <class T> float described(uint64_t descriptor, int row, int k) {
+template <class T>
+float described(uint64_t descriptor, int row, int k) {
   if (descriptor >> 62 != 1) emulated::fail("wgmma: the descriptor is not of SWIZZLE_128B");
   const uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4, eight_rows = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
   T x;
@@ -386,7 +406,8 @@ template <class T> float described(uint64_t descriptor, int row, int k) {
 
 // m64nNk16, "Matrix fragments" of wgmma: warp w has rows 16 w to 16 w + 15, of which a lane has lane / 4 and lane / 4
 // + 8.
-template <class T, int N> void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t b) {
+template <class T, int N>
+void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t b) {
   float (*to)[4] = d;
   const int lane = thread() % 32, warp = thread() / 32 % 4;
   emulated::asynchronous([=] {

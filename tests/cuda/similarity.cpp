@@ -33,7 +33,8 @@ struct Case {
 };
 
 // Memory that ends where it ends: what is written beyond is seen.
-template <class T> struct Output {
+template <class T>
+struct Output {
   std::vector<char> memory;
   size_t count;
   explicit Output(size_t count) : memory((count + 16) * sizeof(T), (char)0x7f), count(count) {}
@@ -45,7 +46,8 @@ template <class T> struct Output {
   }
 };
 
-template <class T> struct Problem {
+template <class T>
+struct Problem {
   Case c;
   int stride;
   std::vector<T> a, b;
@@ -88,7 +90,8 @@ template <class T> struct Problem {
   }
 };
 
-template <class T> struct Mma {
+template <class T>
+struct Mma {
   using Tile = MmaTile<T>;
   using Element = T;
   static constexpr bool FEW = false;
@@ -101,7 +104,8 @@ template <class T> struct Mma {
   }
 };
 
-template <class T, bool IS_FEW> struct Wgmma {
+template <class T, bool IS_FEW>
+struct Wgmma {
   using Tile = WgmmaTile<IS_FEW>;
   using Element = T;
   static constexpr bool FEW = IS_FEW;
@@ -145,7 +149,8 @@ void expect_sums(const std::vector<LogSum>& found, const std::vector<LogSum>& ex
                std::to_string(expected[i].sum));
 }
 
-template <class Engine> void check(const Case& c) {
+template <class Engine>
+void check(const Case& c) {
   using T = typename Engine::Element;
   Problem<T> p(c, Engine::FEW);
   const Work work = {(c.n + Engine::ROWS - 1) / Engine::ROWS, (c.m + Engine::COLUMNS - 1) / Engine::COLUMNS, c.span,
@@ -333,7 +338,8 @@ void check_fragments() {
       }
 }
 
-template <class T> void check_rows(int n, int width, int row, int column) {
+template <class T>
+void check_rows(int n, int width, int row, int column) {
   title = "rows " + std::to_string(n) + "x" + std::to_string(width);
   std::mt19937 random(width);
   std::vector<T> x((size_t)n * row + (size_t)width * column + 16);
