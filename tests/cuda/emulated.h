@@ -348,18 +348,19 @@ inline emulated::Barrier& known(uint32_t barrier) {
   if (found == emulated::machine.barriers.end()) emulated::fail("an mbarrier that was not made");
   return found->second;
 }
-inline void barrier_arrive(uint32_t barrier) {
+inline void arrive(uint32_t barrier, int bytes) {
+  known(barrier).bytes += bytes;
   known(barrier).pending--;
   known(barrier).settle();
+}
+inline void barrier_arrive(uint32_t barrier) {
+  arrive(barrier, 0);
   for (int i = 0; i < 4 && emulated::machine.late; i++) {  // whoever waited for this goes on at once
     emulated::machine.progress++;
     emulated::yield();
   }
 }
-inline void barrier_arrive_expecting(uint32_t barrier, int bytes) {
-  known(barrier).bytes += bytes;
-  barrier_arrive(barrier);
-}
+inline void barrier_arrive_expecting(uint32_t barrier, int bytes) { arrive(barrier, bytes); }
 inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   emulated::Barrier& b = known(barrier);
   emulated::wait_until([&] { return b.phase != parity; });
