@@ -355,7 +355,7 @@ inline void arrive(uint32_t barrier, int bytes) {
 }
 inline void barrier_arrive(uint32_t barrier) {
   arrive(barrier, 0);
-  for (int i = 0; i < 4 && emulated::machine.late; i++) {  // whoever waited for this goes on at once
+  for (int i = 0; i < 12 && emulated::machine.late; i++) {  // whoever waited for this goes on, its loads arrive
     emulated::machine.progress++;
     emulated::yield();
   }
