@@ -7,12 +7,17 @@ The Triton kernels lie in `kernels/` and are imported as `altclip_fast.kernels`.
 The native library is built by ninja with the compiler that $CXX names (else c++). It needs torch and ninja where pip
 runs: use --no-build-isolation. Without them, without a compiler, or with ALTCLIP_FAST_NATIVE=0, the package installs
 as pure Python, says so once, and works.
+
+The CUDA kernels are a library of their own, built wherever nvcc is found (in $CUDA_HOME/bin, else on the PATH), also
+with a torch that has no CUDA and without a GPU. $ALTCLIP_FAST_CUDA_ARCHS names other architectures than
+CUDA_ARCHITECTURES, separated by spaces, commas or semicolons.
 """
 
 import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +30,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 LIBRARY = "altclip_fast_native"
+CUDA_LIBRARY = "altclip_fast_cuda"
 
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type", "-Wno-psabi"]
 # The oldest torch whose interface is used: one library serves it and all later ones.
@@ -38,28 +44,42 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
     }
 
+CUDA_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all"]
+CUDA_ARCHITECTURES = ["80", "90a"]
+ELEMENTS = ["bfloat16", "float16"]  # and float32, which has mma.sync only
+
 
 class BuildNative(build_ext):
-    """Runs ninja; an optional extension, so that what is missing costs speed and not the installation."""
+    """Runs ninja; optional extensions, so that what is missing costs speed and not the installation."""
 
     def build_extension(self, ext):
+        cuda = ext.name.endswith(CUDA_LIBRARY)
         missing = why_not()
+        if cuda:
+            if missing is not None:
+                return  # said once, for the first library
+            missing = why_no_cuda()
         if missing is None:
             try:
-                self.build_with_ninja(Path(self.get_ext_fullpath(ext.name)))
+                self.build_with_ninja(Path(self.get_ext_fullpath(ext.name)), cuda)
                 return
             except subprocess.CalledProcessError as error:
                 missing = f"the build failed: {error}"
-        print(f"altclip_fast: installed without its native library, which makes the CPU slower: {missing}")
+        lost = "CUDA library: GPUs have the Triton kernels" if cuda else "native library, which makes the CPU slower"
+        print(f"altclip_fast: installed without its {lost}: {missing}")
 
-    def build_with_ninja(self, target):
-        work = Path(self.build_temp).resolve()
+    def build_with_ninja(self, target, cuda):
+        work = Path(self.build_temp, target.stem).resolve()
         work.mkdir(parents=True, exist_ok=True)
         target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        (work / "build.ninja").write_text(ninja_file(target), encoding="utf-8")
+        text = cuda_ninja_file(target) if cuda else ninja_file(target)
+        (work / "build.ninja").write_text(text, encoding="utf-8")
         subprocess.run([*ninja(), "-C", str(work)], check=True)
-        told = {"compiler": compiler_version(), "flags": FLAGS, "instruction_sets": list(INSTRUCTION_SETS)}
+        if cuda:
+            told = {"compiler": version(nvcc())[-2], "flags": CUDA_FLAGS, "architectures": architectures()}
+        else:
+            told = {"compiler": version(compiler())[0], "flags": FLAGS, "instruction_sets": list(INSTRUCTION_SETS)}
         target.with_suffix(".json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
     def get_ext_filename(self, fullname):
@@ -67,8 +87,9 @@ class BuildNative(build_ext):
 
     def get_outputs(self):
         """What was built, which may be nothing."""
-        library = Path(self.build_lib, self.get_ext_filename(f"altclip_fast.{LIBRARY}"))
-        return [str(path) for path in (library, library.with_suffix(".json")) if path.exists()]
+        libraries = [Path(self.build_lib, self.get_ext_filename(ext.name)) for ext in self.extensions]
+        files = [path for library in libraries for path in (library, library.with_suffix(".json"))]
+        return [str(path) for path in files if path.exists()]
 
     def get_output_mapping(self):
         """Where a copy of it lies in an editable installation."""
@@ -103,9 +124,26 @@ def compiler():
     return os.environ.get("CXX", "c++")
 
 
-def compiler_version():
-    told = subprocess.run([*shlex.split(compiler()), "--version"], capture_output=True, text=True, check=True).stdout
-    return told.splitlines()[0]
+def version(command):
+    told = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True, check=True).stdout
+    return told.splitlines()
+
+
+def why_no_cuda():
+    """What keeps the CUDA library from being built where the other one can be, or None."""
+    if nvcc() is None:
+        return "nvcc was not found in $CUDA_HOME/bin or on the PATH"
+    unknown = [name for name in architectures() if not re.fullmatch(r"(8|9|1\d)\d|90a", name)]
+    return f"ALTCLIP_FAST_CUDA_ARCHS has {unknown[0]!r}; 80, 86, 90a and their like are allowed" if unknown else None
+
+
+def nvcc():
+    at_home = Path(os.environ.get("CUDA_HOME", "/nowhere"), "bin", "nvcc")
+    return str(at_home) if at_home.exists() else shutil.which("nvcc")
+
+
+def architectures():
+    return re.findall(r"[^\s,;]+", os.environ.get("ALTCLIP_FAST_CUDA_ARCHS", "")) or CUDA_ARCHITECTURES
 
 
 def ninja_file(target):
@@ -131,6 +169,50 @@ def ninja_file(target):
     return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])
 
 
+def cuda_ninja_file(target):
+    """The kernels for each element type, and their bindings. What wgmma serves on sm_90a needs no mma.sync there."""
+    torch = Path(importlib.util.find_spec("torch").origin).parent
+    plain = [name for name in architectures() if name != "90a"]
+    wgmma = "90a" in architectures()
+    lowest = min(plain, key=int, default="90")
+
+    def code(names, ptx=True):
+        flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+        return " ".join([*flags, *([f"-gencode=arch=compute_{lowest},code=compute_{lowest}"] if ptx else [])])
+
+    flags = f"{' '.join(FLAGS)} {TORCH_TARGET} -isystem {torch / 'include'}"
+    lines = [
+        f"nvcc = {nvcc()} -ccbin {shlex.quote(shlex.split(compiler())[0])}",
+        f"cxx = {compiler()}",
+        "rule compile",
+        f"  command = $cxx {flags} -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule compile_cuda",
+        f"  command = $nvcc {' '.join(CUDA_FLAGS)} $extra -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = $nvcc -shared -cudart static $in -L{torch / 'lib'} -ltorch -ltorch_cpu -lc10 -o $out",
+        f"build bindings_cuda.o: compile {CSRC.resolve() / 'bindings_cuda.cpp'}",
+    ]
+    objects = ["bindings_cuda.o"]
+
+    def build(source, extra, element=None):
+        objects.append(f"{source}_{element}.o" if element else f"{source}.o")
+        lines.append(f"build {objects[-1]}: compile_cuda {CSRC.resolve() / 'cuda' / source}.cu")
+        lines.append(f"  extra = {extra}" + (f" -DELEMENT={element}" if element else ""))
+
+    for element in ELEMENTS if wgmma else []:
+        build("contrastive_wgmma", code(["90a"], ptx=False), element)
+    for element in ELEMENTS:
+        build("contrastive_mma", code(plain), element)
+    build("contrastive_mma", code(architectures()), "float32")
+    build("contrastive_rows", code(architectures()))
+    build("contrastive", f"{code(architectures())} -DWGMMA={int(wgmma)}")
+    return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])
+
+
 packages = find_packages(include=["altclip_fast", "altclip_fast.*"])
 package_dir = {}
 for folder in ("kernels", "benchmarks"):
@@ -145,6 +227,6 @@ setup(
         "altclip_fast": ["py.typed", "*.json", "embedded/**/*"],
         "altclip_fast.kernels": ["tuned/*.json"],
     },
-    ext_modules=[Extension(f"altclip_fast.{LIBRARY}", sources=[])],
+    ext_modules=[Extension(f"altclip_fast.{name}", sources=[]) for name in (LIBRARY, CUDA_LIBRARY)],
     cmdclass={"build_ext": BuildNative},
 )

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import native
 from .report import Table
 
 PREFERENCE = ("cuda", "triton", "cpu", "reference")
@@ -86,8 +87,8 @@ def forced_backend() -> str | None:
 @functools.cache
 def _missing(backend: str) -> str | None:
     """Why `backend` cannot run on this machine at all, or None."""
-    if backend == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device"
+    if backend == "cuda":
+        return native.cuda_missing()
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
@@ -106,6 +107,7 @@ class Backend:
     name: str
     run: Callable[..., Any]
     when: Predicate | None = None
+    op: str = ""
     backward: Callable[..., Sequence[Tensor | None]] | None = None
 
     def refuses(self, args: tuple) -> str | None:
@@ -120,6 +122,8 @@ class Backend:
             return "a trace is of the reference: a kernel may keep what it has read from the values"
         if self.backward is None and _forced.get() != self.name and _records(args):
             return "gradients are asked for, and without a backward of its own the reference would run again for them"
+        if self.name == "cuda" and _forced.get() != "cuda" and (reason := _unverified(self.op, args)) is not None:
+            return reason
         answer = True if self.when is None else self.when(*args)
         if answer is True:
             return None
@@ -134,6 +138,17 @@ def _misplaced(backend: str, args: tuple) -> str | None:
     if device == "cuda" or (backend == "triton" and _interpreted() and _forced.get() == "triton"):
         return None
     return f"the tensors are on {device}, not on a CUDA device"
+
+
+def _unverified(op: str, args: tuple) -> str | None:
+    """Why the CUDA kernel of `op` has to be asked for where these tensors are, or None: evidence before default."""
+    device = next((a.device for a in args if isinstance(a, Tensor)), None)
+    if device is None or device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if f"sm_{major}{minor}" in native.verified().get(op, ()):
+        return None
+    return f"its truth check has not passed on sm_{major}{minor} yet; it has to be asked for"
 
 
 def _interpreted() -> bool:
@@ -183,7 +198,7 @@ class Op:
         _backend_name(name, f"{self.name}.backend")
 
         def register(run: Callable) -> Callable:
-            self._backends[name] = Backend(name, run, when)
+            self._backends[name] = Backend(name, run, when, self.name)
             self._order = tuple(self._backends[b] for b in PREFERENCE if b in self._backends)
             return run
 
@@ -385,6 +400,8 @@ def backends() -> Table:
     rows = []
     for operator in OPS.values():
         reasons = {name: _missing(name) for name in operator.backends}
+        if "cuda" in reasons and reasons["cuda"] is None and torch.cuda.is_available():
+            reasons["cuda"] = _unverified(operator.name, (torch.empty(0, device="cuda"),))
         forced = forced_backend()
         runs = forced if forced in reasons else next(name for name, why in reasons.items() if why is None)
         absent = {name: "not implemented for this op" for name in PREFERENCE if name not in reasons}

@@ -48,6 +48,7 @@ def facts() -> Table:
             f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         ),
         Fact("native library", native.description()),
+        Fact("cuda library", native.cuda_description()),
         Fact("cuda device", cuda),
         Fact("forced backend", forced_backend() or "none"),
     ]

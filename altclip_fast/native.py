@@ -1,6 +1,7 @@
-"""The native library, built from `csrc/` by setup.py: C++ kernels for the CPU, as `torch.ops.altclip_fast_native`.
+"""The native libraries, built from `csrc/` by setup.py: C++ kernels for the CPU and CUDA kernels, as
+`torch.ops.altclip_fast_native`. They are two, so that the second is loaded only where torch has CUDA.
 
-They take what the Python op has checked, and are called from its body. Without the library the reference runs.
+They take what the Python op has checked, and are called from its body. Without them Triton or the reference runs.
 """
 
 from __future__ import annotations
@@ -13,29 +14,64 @@ from typing import Any
 import torch
 
 LIBRARY = Path(__file__).with_name("altclip_fast_native.so")
+CUDA_LIBRARY = Path(__file__).with_name("altclip_fast_cuda.so")
 
 
 @functools.cache
 def missing() -> str | None:
     """Why there are no native kernels here, or None; the first call loads the library."""
-    if not LIBRARY.exists():
-        return "the native library was not built (reinstall with a C++ compiler, ninja and --no-build-isolation)"
+    return _why_not_loaded(LIBRARY, "native", "a C++ compiler, ninja and --no-build-isolation")
+
+
+def cuda_missing() -> str | None:
+    """Why there are no CUDA kernels here, or None; the first call loads the library."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return _why_not_loaded(CUDA_LIBRARY, "CUDA", "nvcc, a C++ compiler, ninja and --no-build-isolation")
+
+
+@functools.cache
+def _why_not_loaded(library: Path, kind: str, tools: str) -> str | None:
+    if not library.exists():
+        return f"the {kind} library was not built (reinstall with {tools})"
     try:
-        torch.ops.load_library(LIBRARY)
+        torch.ops.load_library(library)
     except OSError as error:
-        return f"the native library does not load: {error}"
+        return f"the {kind} library does not load: {error}"
     return None
 
 
 def kernels() -> Any:
-    """The native operators; only where `missing()` is None."""
+    """The native operators; only where `missing()`, or for those of CUDA `cuda_missing()`, is None."""
     return torch.ops.altclip_fast_native
+
+
+@functools.cache
+def verified() -> dict[str, list[str]]:
+    """Op -> the architectures (as "sm_90") on which its CUDA kernel has passed the truth check on hardware."""
+    return json.loads(Path(__file__).with_name("verified.json").read_text(encoding="utf-8"))
 
 
 def description() -> str:
     """What was built, with which compiler, and which instruction set runs."""
     if (reason := missing()) is not None:
         return reason
-    built = json.loads(LIBRARY.with_suffix(".json").read_text(encoding="utf-8"))
+    built = _built(LIBRARY)
     sets = ", ".join(built["instruction_sets"])
     return f"{kernels().cpu_capability()} (of {sets}); {built['compiler']}, {' '.join(built['flags'])}"
+
+
+def cuda_description() -> str:
+    """What was built, with which compiler, whether it runs here, and which ops take it unasked."""
+    reason = cuda_missing()
+    if not CUDA_LIBRARY.exists():
+        return reason or ""
+    built = _built(CUDA_LIBRARY)
+    architectures = ", ".join(f"sm_{name}" for name in built["architectures"])
+    proven = "; ".join(f"{op} on {', '.join(where)}" for op, where in verified().items())
+    runs = "runs" if reason is None else f"does not run: {reason}"
+    return f"{architectures}; {built['compiler']}, {' '.join(built['flags'])}; {runs}; verified: {proven or 'none'}"
+
+
+def _built(library: Path) -> dict[str, Any]:
+    return json.loads(library.with_suffix(".json").read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The fused operators, usable on their own: `af.ops.attention(...)`. Each is one `Op` of `dispatch`."""
 
+from . import contrastive_cuda  # noqa: F401  (registers a backend)
 from .attention import attention, attention_weights, masked_attention
 from .contrastive import (
     contrastive_loss,
