@@ -207,12 +207,27 @@ def _add_dot(total, fade, a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _hide(s, query, key, ahead, k_rows, CAUSAL: tl.constexpr):
-    """Scores of queries from `query` on and keys from `key` on; minus infinity where a query may not look."""
-    end = k_rows - key
-    if CAUSAL:
-        end = tl.minimum(end, query + ahead - key + 1 + tl.arange(0, s.shape[0])[:, None])
-    return tl.where(tl.arange(0, s.shape[1])[None, :] < end, s, float("-inf"))
+def _scores(
+    q,
+    query,
+    k_view,
+    key,
+    ahead,
+    M: tl.constexpr,
+    SIZE: tl.constexpr,
+    EDGE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Of M queries from `query` on and SIZE keys from `key` on, -inf where a query may not look; and as `_product`."""
+    s, k = _product(q, query, k_view, key, M, SIZE, D, EDGE, PRECISION)
+    if EDGE:
+        end = k_view[1] - key
+        if CAUSAL:
+            end = tl.minimum(end, query + ahead - key + 1 + tl.arange(0, M)[:, None])
+        s = tl.where(tl.arange(0, SIZE)[None, :] < end, s, float("-inf"))
+    return s, k
 
 
 @triton.jit
@@ -247,9 +262,7 @@ def _attend(
 ):
     """A step of the forward: the state after the SIZE keys from `key` on."""
     M: tl.constexpr = state[0].shape[0]
-    s, _ = _product(mine[0], query, k_view, key, M, SIZE, D, EDGE, PRECISION)
-    if EDGE:
-        s = _hide(s, query, key, ahead, k_view[1], CAUSAL)
+    s, _ = _scores(mine[0], query, k_view, key, ahead, M, SIZE, EDGE, CAUSAL, D, PRECISION)
     p, peak = _exponentials(s, state[0], scale)
     fade = tl.exp2(state[0] - peak)
     v = _load(v_view, key, SIZE, DV, EDGE)
@@ -276,9 +289,7 @@ def _add_statistics(
 ):
     """A step of the backward's first walk: the state after the SIZE keys from `key` on."""
     M: tl.constexpr = state[0].shape[0]
-    s, _ = _product(mine[0], query, k_view, key, M, SIZE, D, EDGE, PRECISION)
-    if EDGE:
-        s = _hide(s, query, key, ahead, k_view[1], CAUSAL)
+    s, _ = _scores(mine[0], query, k_view, key, ahead, M, SIZE, EDGE, CAUSAL, D, PRECISION)
     dp, _ = _product(mine[1], query, v_view, key, M, SIZE, DV, EDGE, PRECISION)
     p, peak = _exponentials(s, state[0], scale)
     fade = tl.exp2(state[0] - peak)
@@ -304,9 +315,7 @@ def _add_dq(
 ):
     """A step of the backward's second walk: dq after the SIZE keys from `key` on."""
     M: tl.constexpr = dq[0].shape[0]
-    s, k = _product(mine[0], query, k_view, key, M, SIZE, D, EDGE, PRECISION)
-    if EDGE:
-        s = _hide(s, query, key, ahead, k_view[1], CAUSAL)
+    s, k = _scores(mine[0], query, k_view, key, ahead, M, SIZE, EDGE, CAUSAL, D, PRECISION)
     dp, _ = _product(mine[1], query, v_view, key, M, SIZE, DV, EDGE, PRECISION)
     ds = tl.exp2(s * scale - mine[2][:, None]) * (dp - mine[3][:, None])
     if len(k) == 0:
@@ -391,8 +400,7 @@ def _attention_kernel(
     q = _keep(_view(q_ptr, q_start, q_rows, columns, head, q_row, q_head, q_column), query, BLOCK_M, D)
     peak = tl.full((BLOCK_M,), LOWEST, tl.float32)
     if ONE_PASS:
-        s, _ = _product(q, query, k_view, 0, BLOCK_M, BLOCK_N, D, True, PRECISION)
-        s = _hide(s, query, 0, ahead, k_rows, CAUSAL)
+        s, _ = _scores(q, query, k_view, 0, ahead, BLOCK_M, BLOCK_N, True, CAUSAL, D, PRECISION)
         p, _ = _exponentials(s, peak, scale)
         total = tl.sum(p, 1)
         v = _load(v_view, 0, BLOCK_N, DV, True)
@@ -454,8 +462,7 @@ def _attention_backward_q_kernel(
     grad = _keep(_view(grad_ptr, q_start, q_rows, v_columns, head, heads * DV[0], DV[0], 1), query, BLOCK_M, DV)
     peak = tl.full((BLOCK_M,), LOWEST, tl.float32)
     if ONE_PASS:
-        s, k = _product(q, query, k_view, 0, BLOCK_M, BLOCK_N, D, True, PRECISION)
-        s = _hide(s, query, 0, ahead, k_rows, CAUSAL)
+        s, k = _scores(q, query, k_view, 0, ahead, BLOCK_M, BLOCK_N, True, CAUSAL, D, PRECISION)
         dp, _ = _product(grad, query, v_view, 0, BLOCK_M, BLOCK_N, DV, True, PRECISION)
         p, peak = _exponentials(s, peak, scale)
         total = tl.sum(p, 1)
@@ -727,7 +734,7 @@ def attention_backward(
 
 def _addressable(x: Tensor) -> Tensor:
     """`x`, if the offsets inside of a tile of 128 rows or columns fit in 32 bits."""
-    return x if max(x.stride(0), x.stride(2)) < 2**24 else x.contiguous()
+    return x if max(x.stride(0), x.stride(2)) < 2**23 else x.contiguous()
 
 
 def _scale(q: Tensor, scale: float | None) -> float:

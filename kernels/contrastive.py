@@ -103,35 +103,27 @@ def _l2_normalize_kernel(
 
 @triton.jit
 def _scores(
-    a_ptr,
-    b_ptr,
-    a_inverse_ptr,
-    b_inverse_ptr,
+    a,  # (pointer to [N, D], pointer to its inverse norms or None, N, its strides)
+    b,  # likewise, [M, D]
     scale,
     row,
     column,
-    N,
-    M,
     D,
-    a_row,
-    a_col,
-    b_row,
-    b_col,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """scale * normalize(a) @ normalize(b)^T of these rows and columns, in float32; zero outside of N and M."""
-    total = tl.zeros((ROWS, COLS), tl.float32)
+    a_ptr, a_inverse_ptr, N, a_row, a_col = a
+    b_ptr, b_inverse_ptr, M, b_row, b_col = b
+    total = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
     a_row_ptr = a_ptr + row.to(tl.int64)[:, None] * a_row
     b_row_ptr = b_ptr + column.to(tl.int64)[None, :] * b_row
     for start in range(0, D, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K).to(tl.int64)
-        a = tl.load(a_row_ptr + k[None, :] * a_col, (row < N)[:, None] & (k < D)[None, :], 0.0)
-        b = tl.load(b_row_ptr + k[:, None] * b_col, (k < D)[:, None] & (column < M)[None, :], 0.0)
-        total = tl.dot(a.to(DOT), b.to(DOT), total, input_precision=PRECISION)
+        x = tl.load(a_row_ptr + k[None, :] * a_col, (row < N)[:, None] & (k < D)[None, :], 0.0)
+        y = tl.load(b_row_ptr + k[:, None] * b_col, (k < D)[:, None] & (column < M)[None, :], 0.0)
+        total = tl.dot(x.to(DOT), y.to(DOT), total, input_precision=PRECISION)
     if a_inverse_ptr is not None:
         total *= tl.load(a_inverse_ptr + row, row < N, 0.0)[:, None] * scale
         total *= tl.load(b_inverse_ptr + column, column < M, 0.0)[None, :]
@@ -163,28 +155,10 @@ def _similarity_kernel(
     COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    a = a_ptr, a_inverse_ptr, N, a_row, a_col
+    b = b_ptr, b_inverse_ptr, M, b_row, b_col
     row, column = _place(tl.program_id(0), N, M, ROWS, COLS)
-    s = _scores(
-        a_ptr,
-        b_ptr,
-        a_inverse_ptr,
-        b_inverse_ptr,
-        scale,
-        row,
-        column,
-        N,
-        M,
-        D,
-        a_row,
-        a_col,
-        b_row,
-        b_col,
-        DOT,
-        PRECISION,
-        ROWS,
-        COLS,
-        BLOCK_K,
-    )
+    s = _scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
     if SOFTMAX:
         if stats_ptr is None:  # one tile holds the whole row
             largest, total = _log_sum(tl.where((column < M)[None, :], s, float("-inf")), 1)
@@ -245,6 +219,8 @@ def _log_sum_kernel(
     COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    a = a_ptr, a_inverse_ptr, N, a_row, a_col
+    b = b_ptr, b_inverse_ptr, M, b_row, b_col
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
     if scale_ptr is not None:
@@ -253,27 +229,7 @@ def _log_sum_kernel(
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(part * span, min(part * span + span, M), COLS):
         column = start + tl.arange(0, COLS)
-        s = _scores(
-            a_ptr,
-            b_ptr,
-            a_inverse_ptr,
-            b_inverse_ptr,
-            scale,
-            row,
-            column,
-            N,
-            M,
-            D,
-            a_row,
-            a_col,
-            b_row,
-            b_col,
-            DOT,
-            PRECISION,
-            ROWS,
-            COLS,
-            BLOCK_K,
-        )
+        s = _scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
         if diagonal_ptr is not None:
             top = first + tl.program_id(0) * ROWS
             if (start < top + ROWS) & (top < start + COLS):
@@ -387,6 +343,8 @@ def _similarity_topk_kernel(
     COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    a = a_ptr, a_inverse_ptr, N, a_row, a_col
+    b = b_ptr, b_inverse_ptr, M, b_row, b_col
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
     slot = tl.arange(0, SLOTS)
@@ -395,27 +353,7 @@ def _similarity_topk_kernel(
     best = tl.where(slot < k, empty, 9223372036854775807)[None, :] + tl.zeros((ROWS, SLOTS), tl.int64)
     for start in range(part * span, min(part * span + span, M), COLS):
         column = start + tl.arange(0, COLS)
-        s = _scores(
-            a_ptr,
-            b_ptr,
-            a_inverse_ptr,
-            b_inverse_ptr,
-            scale,
-            row,
-            column,
-            N,
-            M,
-            D,
-            a_row,
-            a_col,
-            b_row,
-            b_col,
-            DOT,
-            PRECISION,
-            ROWS,
-            COLS,
-            BLOCK_K,
-        )
+        s = _scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
         # Scores that are equal in the dtype of the result are ties.
         key = _key(s.to(a_ptr.dtype.element_ty).to(tl.float32))
         key = tl.where((column < M)[None, :] & (row < N)[:, None], key, LEAST_KEY)
@@ -493,28 +431,10 @@ def _contrastive_loss_backward_kernel(
     COLS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    a = a_ptr, a_inverse_ptr, N, a_row, a_col
+    b = b_ptr, b_inverse_ptr, M, b_row, b_col
     row, column = _place(tl.program_id(0), N, M, ROWS, COLS)
-    s = _scores(
-        a_ptr,
-        b_ptr,
-        a_inverse_ptr,
-        b_inverse_ptr,
-        scale * tl.load(scale_ptr),
-        row,
-        column,
-        N,
-        M,
-        D,
-        a_row,
-        a_col,
-        b_row,
-        b_col,
-        DOT,
-        PRECISION,
-        ROWS,
-        COLS,
-        BLOCK_K,
-    )
+    s = _scores(a, b, scale * tl.load(scale_ptr), row, column, D, DOT, PRECISION, BLOCK_K)
     row_largest = tl.load(row_stats_ptr + row, row < N, 0.0)
     row_total = tl.load(row_stats_ptr + row_plane + row, row < N, 1.0)
     column_largest = tl.load(column_stats_ptr + column, column < M, 0.0)

@@ -111,7 +111,7 @@ def _patch_embed_kernel(
     first = tl.load(class_ptr + column, column < H, 0.0).to(tl.float32)
     total += tl.where((token == 0)[:, None], first[None, :], 0.0)
     kept = (row < count)[:, None] & (column < H)[None, :]
-    position = position_ptr + token[:, None] * position_row + column[None, :] * position_col
+    position = position_ptr + token[:, None] * position_row + column.to(tl.int64)[None, :] * position_col
     total += tl.load(position, kept, 0.0).to(tl.float32)
     tl.store(out_ptr + row[:, None] * H + column[None, :], total.to(out_ptr.dtype.element_ty), kept)
 

@@ -202,7 +202,7 @@ def _finish(
         total += tl.load(bias_ptr + column, column < N, 0.0).to(tl.float32)
     if sum_ptr is not None:
         tl.store(sum_ptr + place, total.to(sum_ptr.dtype.element_ty), inside)
-    others = other_ptr + row * other_row + column * other_col if other_ptr is not None else None
+    others = other_ptr + row * other_row + column.to(tl.int64) * other_col if other_ptr is not None else None
     if DERIVATIVE == "of_sum":
         out = _derivative(total, ACTIVATION, APPROX) * tl.load(others, inside, 0.0).to(tl.float32)
     elif DERIVATIVE == "of_other":
