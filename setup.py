@@ -32,6 +32,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfm
 INSTRUCTION_SETS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
+    INSTRUCTION_SETS |= {"avx512_bf16": [*AVX512, "-mavx512bf16"]}
 
 
 class BuildNative(build_ext):

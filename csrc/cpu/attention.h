@@ -6,43 +6,10 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "tile.h"
 
 namespace altclip_fast {
 namespace ISA {
-
-inline int64_t whole(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Memory of one thread, kept between calls: aligned to a vector, and never shrunk.
-struct Scratch {
-  float* data = nullptr;
-  int64_t size = 0;
-  ~Scratch() { __builtin_free(data); }
-  float* take(int64_t count) {
-    if (count > size) {
-      __builtin_free(data);
-      data = (float*)aligned_alloc(64, whole(count * sizeof(float), 64));
-      size = data ? count : 0;
-    }
-    return data;
-  }
-};
-
-// tile[r][c] = sum over i of a[r][i] * b[i][c], for ROWS rows (of which `rows` are real) and COLUMNS vectors of b.
-template <class Finish>
-inline void multiply(const float* a, int64_t a_row, const float* b, int64_t b_row, int64_t depth, Finish finish) {
-  Vector tile[ROWS][COLUMNS] = {};
-  for (int64_t i = 0; i < depth; i++) {
-    Vector right[COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) right[c] = *(const Vector*)(b + i * b_row + c * VL);
-    for (int r = 0; r < ROWS; r++) {
-      Vector left = all(a[r * a_row + i]);
-      for (int c = 0; c < COLUMNS; c++) tile[r][c] += left * right[c];
-    }
-  }
-  for (int r = 0; r < ROWS; r++)
-    for (int c = 0; c < COLUMNS; c++) finish(r, c, tile[r][c]);
-}
 
 // Scores -> exp2(score - largest), in place; what lies beyond `keys` becomes 0. Returns 1 / their sum.
 inline float softmax(float* row, int64_t keys, int64_t padded) {
@@ -96,7 +63,7 @@ void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch
     };
     const int64_t most = visible(rows - 1), seen = whole(most, unit);
     for (int64_t j = 0; j < seen; j += unit)
-      multiply(q, a.dim, kt + j, padded, a.dim,
+      multiply<Single<float>, ROWS>(q, a.dim, 1, kt + j, padded, a.dim,
                [&](int r, int c, Vector x) { *(Vector*)(scores + r * padded + j + c * VL) = x; });
     float inverse[ROWS];
     for (int64_t r = 0; r < ROWS; r++) {
@@ -109,7 +76,7 @@ void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch
       }
     }
     for (int64_t d = 0; d < a.value_dim; d += unit)
-      multiply(scores, padded, v + d, width, most, [&](int r, int c, Vector x) {
+      multiply<Single<float>, ROWS>(scores, padded, 1, v + d, width, most, [&](int r, int c, Vector x) {
         const int64_t left = a.value_dim - d - c * VL;
         if (r < rows && left > 0) {
           T* place = out + (first + r) * out_row + d + c * VL;

@@ -1,7 +1,6 @@
 // Compiled once for each instruction set, with -DISA=avx512, avx2 or portable and that set's flags.
-#include <stdlib.h>
-
 #include "attention.h"
+#include "contrastive.h"
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
@@ -10,7 +9,8 @@ namespace altclip_fast {
 namespace ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {TEXT(ISA), attention};
+const Kernels kernels = {TEXT(ISA),    attention, ROWS,         WIDTH,         row_words,    pack_rows, write_scores,
+                         keep_best,    add_sums,  pack_columns, add_gradients, softmax_rows, l2_normalize};
 
 }  // namespace ISA
 }  // namespace altclip_fast

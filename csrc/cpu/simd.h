@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include <utility>
+
 namespace altclip_fast {
 namespace ISA {
 
@@ -63,25 +65,43 @@ inline void store_some(T* p, Vector x, int64_t count) {
   for (int64_t i = 0; i < count; i++) p[i] = whole[i];
 }
 
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-inline float largest(Vector x) {
-  float most = x[0];
-  for (int i = 1; i < VL; i++) most = x[i] > most ? x[i] : most;
-  return most;
-}
-inline float sum(Vector x) {
-  float total = 0;
-  for (int i = 0; i < VL; i++) total += x[i];
-  return total;
+template <class T>
+inline T narrow(float x) {
+  T out[VL];
+  store(out, all(x));
+  return out[0];
 }
 
-// 2^x for x <= 0, to 2 ulp; 0 below 2^-126. x = n + f with |f| <= 1/2, and 2^f by its Taylor polynomial of degree 7,
-// whose first omitted term is 5e-9.
-inline Vector exp2(Vector x) {
-  Vector clamped = larger(x, all(-127.0f));
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  Vector n = (clamped + magic) - magic;
-  Vector f = clamped - n;
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+template <int STEP, int... LANE>
+inline Vector turned(Vector x, std::integer_sequence<int, LANE...>) {
+  return __builtin_shufflevector(x, x, ((LANE + STEP) % VL)...);
+}
+
+// The lanes combined in log2(VL) steps, each with those half as far away.
+template <int STEP = VL / 2, class Combine>
+inline float across(Vector x, Combine combine) {
+  x = combine(x, turned<STEP>(x, std::make_integer_sequence<int, VL>()));
+  if constexpr (STEP > 1) return across<STEP / 2>(x, combine);
+  return x[0];
+}
+inline float largest(Vector x) { return across(x, larger); }
+inline float sum(Vector x) { return across(x, [](Vector a, Vector b) { return a + b; }); }
+
+// Whether a comparison holds in all lanes.
+inline bool all_set(Int x) {
+  typedef int64_t Long __attribute__((vector_size(sizeof(Int)), may_alias));
+  Long wide = (Long)x;
+  int64_t both = wide[0];
+  for (int i = 1; i < VL / 2; i++) both &= wide[i];
+  return both == -1;
+}
+
+constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+
+// 2^(n + f) for an integer n and |f| <= 1/2: 2^f by its Taylor polynomial of degree 7, whose first omitted term is 5e-9.
+inline Vector power(Vector n, Vector f) {
   Vector p = all(1.5252733804059841e-5f);
   p = p * f + 1.5403530393381609e-4f;
   p = p * f + 1.3333558146428443e-3f;
@@ -90,9 +110,22 @@ inline Vector exp2(Vector x) {
   p = p * f + 2.402265069591007e-1f;
   p = p * f + 6.931471805599453e-1f;
   p = p * f + 1.0f;
-  Int exponent = __builtin_convertvector(n, Int) << 23;
-  Vector scaled = (Vector)((Int)p + exponent);
-  return x < -126.0f ? all(0.0f) : scaled;
+  return (Vector)((Int)p + (__builtin_convertvector(n, Int) << 23));
+}
+
+// 2^x for x <= 0, to 2 ulp; 0 below 2^-126; NaN stays.
+inline Vector exp2(Vector x) {
+  Vector clamped = larger(x, all(-127.0f));
+  Vector n = (clamped + MAGIC) - MAGIC;
+  return x < -126.0f ? all(0.0f) : x == x ? power(n, clamped - n) : x;
+}
+
+// e^x for x <= 0, to 2 ulp; 0 below 2^-126; NaN stays. log2(e) comes in two parts: the first times x is not rounded.
+inline Vector exp(Vector x) {
+  Vector clamped = larger(x, all(-88.0f));
+  Vector n = (clamped * 1.44269502162933349609375f + MAGIC) - MAGIC;
+  Vector f = (clamped * 1.44269502162933349609375f - n) + clamped * 1.92596299112661746887e-8f;
+  return x < -87.33654f ? all(0.0f) : x == x ? power(n, f) : x;
 }
 
 }  // namespace ISA
