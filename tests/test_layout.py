@@ -22,7 +22,7 @@ LAYERS = [
     {"ops"},
     {"checkpoint", "processing"},
     {"models", "quantization", "runtime", "testing"},
-    {"encoder", "auto", "accelerate", "pipeline", "doctor", "embedded"},
+    {"encoder", "auto", "accelerate", "pipeline", "doctor", "embedded", "retrieval"},
     {"cli", "__main__"},
 ]
 LEVEL = {stem: level for level, stems in enumerate(LAYERS) for stem in stems}
