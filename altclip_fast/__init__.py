@@ -48,6 +48,7 @@ _HOMES = {
     "processing.image_fast": ("CLIPImageProcessorFast",),
     "processing.processors": ("AltCLIPProcessor", "CLIPProcessor"),
     "processing.tokenizers": ("CLIPTokenizer", "CLIPTokenizerFast", "XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
+    "retrieval": ("SearchResult", "search"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -53,6 +53,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(embed)
     embed.set_defaults(run=_embed)
 
+    search = commands.add_parser(
+        "search",
+        help="find the rows of an index that fit texts or photos best",
+        description="Find the rows of an index of embeddings that fit texts or photos best.",
+    )
+    search.add_argument("index", metavar="INDEX", help="a .npy, .safetensors or .parquet file of embeddings [M, D]")
+    search.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="what to search for")
+    search.add_argument("--image", nargs="+", default=[], metavar="IMAGE", help="image files to search for")
+    search.add_argument("--name", help="of the tensor or the column, where the file holds several")
+    search.add_argument("--top", type=_positive, default=10, metavar="N", help="rows for each query (default: 10)")
+    search.add_argument("--check-finite", action="store_true", help="refuse an index with NaN or infinity")
+    _add_model_options(search)
+    search.add_argument("--json", action="store_true", help="write JSON, one list entry a query")
+    search.set_defaults(run=_search)
+
     demo = commands.add_parser(
         "demo",
         help="show the model that the package carries at work",
@@ -156,6 +171,36 @@ def _embed(options: argparse.Namespace) -> int:
     else:
         _write_npy(options.output, rows)
         print(f"{options.output}: {len(rows)} x {encoder.embedding_dim}")
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    import torch
+
+    from .retrieval import search
+
+    inputs = [*options.text, *options.image]
+    if not inputs:
+        raise ValueError("nothing to search for; give --text or --image")
+    encoder = _load(options)
+    queries = torch.cat(
+        [
+            encoder.encode_text(options.text, batch_size=options.batch_size),
+            encoder.encode_image(options.image, batch_size=options.batch_size),
+        ]
+    )
+    found = search(options.index, queries, options.top, name=options.name, check_finite=options.check_finite)
+    rows = [
+        {"query": query, "rows": [{"row": row, "score": score} for row, score in zip(indices, scores, strict=True)]}
+        for query, indices, scores in zip(inputs, found.indices.tolist(), found.scores.tolist(), strict=True)
+    ]
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return 0
+    for query in rows:
+        print(query["query"])
+        for hit in query["rows"]:
+            print(f"  {hit['score']:.4f}  {hit['row']}")
     return 0
 
 

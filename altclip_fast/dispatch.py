@@ -132,9 +132,9 @@ class Backend:
 
 def _misplaced(backend: str, args: tuple) -> str | None:
     """Why `backend` cannot run where these tensors are, or None. The interpreter is slow: it has to be asked for."""
-    if backend not in ("cuda", "triton"):
-        return None
-    device = next((a.device.type for a in args if isinstance(a, Tensor)), "cuda")
+    device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu" if backend == "cpu" else "cuda")
+    if backend == "cpu":
+        return None if device == "cpu" else f"the tensors are on {device}, not on the CPU"
     if device == "cuda" or (backend == "triton" and _interpreted() and _forced.get() == "triton"):
         return None
     return f"the tensors are on {device}, not on a CUDA device"

@@ -22,7 +22,7 @@ LAYERS = [
     {"ops"},
     {"checkpoint", "processing"},
     {"models", "quantization", "runtime", "testing"},
-    {"encoder", "auto", "accelerate", "pipeline", "doctor", "embedded"},
+    {"encoder", "auto", "accelerate", "pipeline", "doctor", "embedded", "retrieval"},
     {"benchmarks"},
     {"cli", "__main__"},
 ]

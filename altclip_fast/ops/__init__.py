@@ -10,6 +10,7 @@ from .contrastive import (
     similarity_softmax,
     similarity_topk,
 )
+from .distributed import distributed_contrastive_loss
 from .embedding import interpolate_positions, patch_embed, text_embed
 from .linear import linear, mlp
 from .norm import add_layer_norm, layer_norm
@@ -19,6 +20,7 @@ __all__ = [
     "attention",
     "attention_weights",
     "contrastive_loss",
+    "distributed_contrastive_loss",
     "interpolate_positions",
     "l2_normalize",
     "layer_norm",

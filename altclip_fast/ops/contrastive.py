@@ -9,16 +9,21 @@ Radford et al., CLIP (arXiv 2103.00020), figure 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import op
+from .. import native
+from ..dispatch import forced_backend, op
 from . import checks
 
 EPS = 1e-12
+LAST_ROW = 2**32 - 2  # of b, for similarity_topk on the CPU: an index takes 32 bits there
+PAYING_ROWS = {True: 512, False: 4096}  # of float32, of narrower dtypes; measured with D = 768
+FINISHED_ROWS = 4096  # whose gradients are taken through the normalisation at once
 
 
 def _check_normalize(x: Tensor) -> None:
@@ -95,6 +100,22 @@ def _(x: Tensor) -> Tensor:
     return contrastive.l2_normalize(x)
 
 
+def _cpu_takes(x: Tensor, *_: object) -> bool | str:
+    return native.missing() or checks.kernel_dtype(x)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The same rows, the numbers of each side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@l2_normalize.backend("cpu", when=_cpu_takes)
+def _(x: Tensor) -> Tensor:
+    if x.numel() == 0:
+        return x.new_empty(x.shape)
+    return native.kernels().l2_normalize_cpu(_rows(x.reshape(-1, x.shape[-1]))).reshape(x.shape)
+
+
 def _scores(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     if normalize:
         a, b = l2_normalize.reference(a), l2_normalize.reference(b)
@@ -127,6 +148,11 @@ def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     return contrastive.similarity(a, b, scale, normalize)
 
 
+@similarity.backend("cpu", when=_cpu_takes)
+def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+    return native.kernels().similarity_cpu(_rows(a), _rows(b), scale, normalize)
+
+
 @op(check=_check_topk)
 def similarity_topk(a: Tensor, b: Tensor, k: int, scale: float = 1.0, normalize: bool = True) -> tuple[Tensor, Tensor]:
     """The k most similar rows of b for every row of a, best first.
@@ -156,6 +182,22 @@ def _(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool) -> tuple[Tens
     return contrastive.similarity_topk(a, b, k, scale, normalize)
 
 
+def _cpu_counts(a: Tensor, b: Tensor, *_: object) -> bool | str:
+    return _cpu_takes(a) if b.shape[0] <= LAST_ROW else f"b has {b.shape[0]} rows; up to {LAST_ROW} are covered"
+
+
+@similarity_topk.backend("cpu", when=_cpu_counts)
+def _(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool) -> tuple[Tensor, Tensor]:
+    return native.kernels().similarity_topk_cpu(_rows(a), _rows(b), k, scale, normalize, False)
+
+
+def wide_topk(a: Tensor, b: Tensor, k: int, normalize: bool = True) -> tuple[Tensor, Tensor]:
+    """`similarity_topk` whose values are float32, and ordered as such, whatever the dtype of the rows is."""
+    if similarity_topk.choose(a, b, k, 1.0, normalize) == "cpu":
+        return native.kernels().similarity_topk_cpu(_rows(a), _rows(b), k, 1.0, normalize, True)
+    return similarity_topk(a.float(), b.float(), k, 1.0, normalize)
+
+
 @op(check=_check_softmax)
 def similarity_softmax(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool = True) -> Tensor:
     """softmax over the rows of b of `similarity`: the zero-shot probabilities of b for every row of a.
@@ -180,6 +222,11 @@ def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     return contrastive.similarity_softmax(a, b, scale, normalize)
 
 
+@similarity_softmax.backend("cpu", when=_cpu_takes)
+def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+    return native.kernels().similarity_softmax_cpu(_rows(a), _rows(b), scale, normalize)
+
+
 @op(check=_check_argmax)
 def similarity_argmax(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool = True) -> Tensor:
     """The most similar row of b for every row of a; the lowest index among equals.
@@ -201,6 +248,11 @@ def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     from ..kernels import contrastive
 
     return contrastive.similarity_argmax(a, b, scale, normalize)
+
+
+@similarity_argmax.backend("cpu", when=_cpu_counts)
+def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+    return native.kernels().similarity_topk_cpu(_rows(a), _rows(b), 1, scale, normalize, False)[1][:, 0].contiguous()
 
 
 @op(check=_check_loss)
@@ -235,3 +287,115 @@ def _(grads: Sequence[Tensor], image: Tensor, text: Tensor, logit_scale: Tensor,
     from ..kernels import contrastive
 
     return contrastive.contrastive_loss_backward(grads[0], image, text, logit_scale, normalize)
+
+
+def contrastive_sums(
+    text: Tensor, image: Tensor, scale: float, normalize: bool, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the loss needs to know of the scores of some texts with some images.
+
+    Args:
+        text: [n, D]; image: [m, D]; row r of text belongs to row r + offset of image, if there is such a row.
+        scale: of the scores; s = log2(e) * scale * scores.
+
+    Returns:
+        float32: the largest s and the sum of 2^(s - largest), over images [2, n] and over texts [2, m]; s of the
+        pairs [n], where there is one.
+    """
+    if _native(text):
+        return native.kernels().contrastive_sums_cpu(_rows(text), _rows(image), scale, normalize, offset)
+    scores = _exponents(text, image, scale, normalize)
+    match = scores.new_empty(len(text))
+    row, column = _pairs(scores, offset)
+    match[row] = scores[row, column]
+    return _sums(scores), _sums(scores.t()), match
+
+
+def contrastive_gradients(
+    text: Tensor, image: Tensor, rows: Tensor, columns: Tensor, scale: float, normalize: bool, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the gradients are made of: g = softmax over images + softmax over texts - (2 for a pair), of s.
+
+    Args:
+        rows [2, n], columns [2, m]: of the whole batch, as `contrastive_sums` gives them; the others as there.
+
+    Returns:
+        float32: g @ image [n, D] and g^T @ text [m, D], of rows of length 1 where `normalize`; sum(g * s) [1].
+    """
+    if _native(text):
+        text, image = _rows(text), _rows(image)
+        return native.kernels().contrastive_gradients_cpu(text, image, rows, columns, scale, normalize, offset)
+    scores = _exponents(text, image, scale, normalize)
+    g = (scores - rows[0, :, None]).exp2() / rows[1, :, None] + (scores - columns[0]).exp2() / columns[1]
+    row, column = _pairs(scores, offset)
+    g[row, column] -= 2
+    text, image = ((l2_normalize.reference(x) if normalize else x).float() for x in (text, image))
+    return g @ image, g.t() @ text, (g * scores).sum().reshape(1)
+
+
+def _native(x: Tensor) -> bool:
+    return x.device.type == "cpu" and forced_backend() in (None, "cpu") and _cpu_takes(x) is True
+
+
+def _exponents(text: Tensor, image: Tensor, scale: float, normalize: bool) -> Tensor:
+    return _scores(text, image, 1.0, normalize).float() * (scale * math.log2(math.e))
+
+
+def _sums(x: Tensor) -> Tensor:
+    most = x.amax(1)
+    return torch.stack([most, (x - most[:, None]).exp2().sum(1)])
+
+
+def _pairs(scores: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    row = torch.arange(scores.shape[0], device=scores.device)
+    row = row[(row + offset >= 0) & (row + offset < scores.shape[1])]
+    return row, row + offset
+
+
+def entropy(sums: Tensor, match: Tensor) -> Tensor:
+    """The cross-entropy [n] of rows whose sums [2, n] and pair [n] `contrastive_sums` gave."""
+    return (sums[0] - match + sums[1].log2()) * math.log(2)
+
+
+def before_normalizing(x: Tensor, gradient: Tensor, normalize: bool) -> Tensor:
+    """The gradient of x from the float32 gradient of l2_normalize(x), which is overwritten."""
+    for some, given in zip(x.split(FINISHED_ROWS), gradient.split(FINISHED_ROWS), strict=True):
+        if normalize:
+            wide = some.float()
+            square = wide.square().sum(-1, keepdim=True)
+            inverse = square.clamp_min(EPS * EPS).rsqrt()
+            unit = wide * inverse
+            radial = (given * unit).sum(-1, keepdim=True) * (square >= EPS * EPS)
+            given.sub_(unit * radial).mul_(inverse)
+    return gradient.to(x.dtype)
+
+
+def _cpu_pays(image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> bool | str:
+    """The backward forms the scores once more; until they leave the caches, keeping them is as fast."""
+    fewest = PAYING_ROWS[image.dtype is torch.float32]
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (image, text, logit_scale))
+    if trained and image.shape[0] < fewest and forced_backend() != "cpu":
+        return f"below {fewest} pairs the plain gradient is as fast"
+    return _cpu_takes(image)
+
+
+@contrastive_loss.backend("cpu", when=_cpu_pays)
+def _(image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> Tensor:
+    rows, columns, match = contrastive_sums(text, image, _scale(logit_scale), normalize, 0)
+    return (entropy(rows, match).mean() + entropy(columns, match).mean()).div(2).to(image.dtype)
+
+
+@contrastive_loss.backward("cpu")
+def _(grads: Sequence[Tensor], image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> Sequence[Tensor]:
+    scale, share = _scale(logit_scale), grads[0].float().item() / (2 * image.shape[0])
+    rows, columns, _ = contrastive_sums(text, image, scale, normalize, 0)
+    for_text, for_image, for_scale = contrastive_gradients(text, image, rows, columns, scale, normalize, 0)
+    return (
+        before_normalizing(image, for_image.mul_(share * scale), normalize),
+        before_normalizing(text, for_text.mul_(share * scale), normalize),
+        for_scale.mul_(share * math.log(2)).to(logit_scale.dtype).reshape(logit_scale.shape),
+    )
+
+
+def _scale(logit_scale: Tensor) -> float:
+    return logit_scale.double().exp().item()

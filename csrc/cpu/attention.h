@@ -42,7 +42,7 @@ void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch
   // Lengths in lanes; a row of scores has one float a key, and later one element.
   const int64_t depth = over(a.dim, F::PER_LANE), row = whole(depth, VL);
   const int64_t padded = whole(keys, VL), steps = over(keys, F::PER_LANE);
-  Lane* packed_k = (Lane*)scratch.take(4 * (depth * padded + steps * whole(a.value_dim, VL) + ROWS * (row + padded)));
+  Lane* packed_k = (Lane*)scratch.take(depth * padded + steps * whole(a.value_dim, VL) + ROWS * (row + padded));
   Lane* packed_v = packed_k + depth * padded;
   Lane* packed_q = packed_v + steps * whole(a.value_dim, VL);
   float* scores = (float*)(packed_q + ROWS * row);

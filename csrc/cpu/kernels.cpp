@@ -1,5 +1,6 @@
 // Compiled once for each instruction set, with -DISA=avx512_bf16, avx512, avx2 or portable and that set's flags.
 #include "attention.h"
+#include "contrastive.h"
 #include "linear.h"
 
 #define TEXT_(x) #x
@@ -9,7 +10,10 @@ namespace altclip_fast {
 namespace ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {TEXT(ISA), attention, quantize, pack_int8, int8_linear, int8_linear_items};
+const Kernels kernels = {
+    TEXT(ISA), attention, quantize,  pack_int8,    int8_linear,   int8_linear_items, ROWS,         PANEL,
+    row_words, pack_rows, write_scores, keep_best, add_sums,      pack_columns,      add_gradients, softmax_rows,
+    l2_normalize};
 
 }  // namespace ISA
 }  // namespace altclip_fast

@@ -52,6 +52,53 @@ struct Int8Linear {
   Dtype dtype;  // of bias, residual, out
 };
 
+// Rows of numbers: element (row, column) is at data + row * stride + column.
+struct Table {
+  const void* data;
+  int64_t rows, stride;  // stride in elements
+};
+
+// The scores of some rows of a, packed, with rows of b; see altclip_fast/ops/contrastive.py.
+struct Scores {
+  const float* a;  // [rows, row_words]
+  const float* a_factor;  // [rows], what the products of a row are multiplied by
+  int64_t rows;
+  Table b;
+  int64_t dim;
+  Dtype dtype;
+  bool normalize;
+};
+
+// What one thread does: these panels of rows of b (`panel` each) with these blocks of rows of a (`block` each).
+struct Part { int64_t panel_begin, panel_end, block_begin, block_end; };
+
+// The k best scores of every row of a that a part has seen, as keys in a heap whose first is the worst. A key is larger
+// for a larger score, among equals for the lower column; NaN is above all; 0 is an empty place.
+struct Best {
+  uint64_t* keys;  // [rows, k]
+  float* least;  // [rows], a score that is not above this one is passed over
+  int64_t k;
+  bool round;  // to the dtype of the rows, before scores are compared
+};
+
+// The largest score, and the sum of 2^(score - largest), of every row and column, one column being matched by each row.
+struct Sums {
+  float *row_max, *row_sum;  // [rows]: of this part's columns
+  float *column_max, *column_sum;  // [columns of b]: of all rows so far
+  float* match;  // [rows]: the score of row r with column r + offset
+  int64_t offset;
+};
+
+// What follows from g = 2^(score - row_max) / row_sum + 2^(score - column_max) / column_sum - (2 where they match).
+struct Gradients {
+  const float *row_max, *row_sum, *column_max, *column_sum;
+  const float* panels;  // the rows of a for the product with g, see pack_columns
+  float* rows;  // [dim in panels][block rows][panel]: g b of this part's columns
+  float* columns;  // [rows of b, dim]: g^T a is added
+  double* scale;  // the sum of g * score is added
+  int64_t offset;
+};
+
 struct Kernels {
   const char* name;
   // Items begin..end of sequences x heads.
@@ -63,6 +110,22 @@ struct Kernels {
   // Items begin..end of blocks of rows x panels of columns; `int8_linear_items` of them.
   void (*int8_linear)(const Int8Linear&, int64_t begin, int64_t end);
   int64_t (*int8_linear_items)(const Int8Linear&);
+
+  int64_t block, panel;  // rows of a, and of b, that are multiplied at once
+  int64_t (*row_words)(Dtype, int64_t dim);  // float32 values that a packed row takes
+  // Rows begin..end of x, packed; factor[i] = scale / |row|, or scale.
+  void (*pack_rows)(const Table& x, int64_t dim, Dtype, float scale, bool normalize, float* words, float* factor,
+                    int64_t begin, int64_t end);
+  void (*write_scores)(const Scores&, void* out, int64_t stride, Dtype, const Part&);
+  void (*keep_best)(const Scores&, const Best&, const Part&);
+  void (*add_sums)(const Scores&, const Sums&, const Part&);
+  // Rows begin..end of x as float32 of length 1 (or as they are) in panels of columns: [dim in panels][rows][panel].
+  void (*pack_columns)(const Table& x, int64_t dim, Dtype, bool normalize, float* panels, int64_t rows, int64_t begin,
+                       int64_t end);
+  void (*add_gradients)(const Scores&, const Gradients&, const Part&);
+  // Rows begin..end: softmax of float32 scores. `in` may be `out`.
+  void (*softmax_rows)(const float* in, void* out, Dtype, int64_t columns, int64_t begin, int64_t end);
+  void (*l2_normalize)(const Table& x, void* out, int64_t dim, Dtype, int64_t begin, int64_t end);
 };
 
 namespace avx512_bf16 { extern const Kernels kernels; }

@@ -97,7 +97,7 @@ void int8_linear_range(const Int8Linear& a, int64_t begin, int64_t end) {
       const int64_t rows = least(ROWS, a.rows - first);
       const uint32_t* left = values + first * lanes;
       if (rows < ROWS) {
-        left = (const uint32_t*)scratch.take(ROWS * a.depth);
+        left = (const uint32_t*)scratch.take(ROWS * lanes);
         __builtin_memcpy((void*)left, values + first * lanes, rows * a.depth);
       }
       tile_of<Quads>(vectors(a.columns, column), left, lanes, right, lanes, [&](int r, int c, Vector x) {

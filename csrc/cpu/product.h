@@ -17,16 +17,16 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t over(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 inline int64_t whole(int64_t n, int64_t unit) { return over(n, unit) * unit; }
 
-// Memory of one thread, kept between calls: aligned to a vector, and never shrunk.
+// Memory of one thread, kept between calls: aligned to a vector, and never shrunk. In lanes of 32 bits.
 struct Scratch {
-  char* data = nullptr;
+  float* data = nullptr;
   int64_t size = 0;
   ~Scratch() { __builtin_free(data); }
-  char* take(int64_t bytes) {
-    if (bytes > size) {
+  float* take(int64_t count) {
+    if (count > size) {
       __builtin_free(data);
-      data = (char*)aligned_alloc(64, whole(bytes, 64));
-      size = data ? bytes : 0;
+      data = (float*)aligned_alloc(64, whole(count * sizeof(float), 64));
+      size = data ? count : 0;
     }
     return data;
   }
@@ -161,29 +161,39 @@ inline void pack_transposed(const View<T>& x, typename F::Lane* packed) {
   }
 }
 
-// finish(r, c, sum over i of left[r][i] * right[i][c]) for ROWS rows and WIDE vectors.
-// Not inlined: the loop needs all registers for its totals.
-template <class F, int WIDE, class Finish>
-__attribute__((noinline)) void tile(const typename F::Lane* left, int64_t left_row, const typename F::Lanes* right,
-                                    int64_t depth, const Finish& finish) {
-  typename F::Total total[ROWS][WIDE] = {};
+// finish(r, c, sum over i of left[r * row + i * step] * right[i][c]) for R rows and WIDE vectors. A sum is made in the
+// order of i whatever R is: a row has the same bits in any company. Not inlined: the loop needs all registers.
+template <class F, int R, int WIDE, class Finish>
+__attribute__((noinline)) void tile(const typename F::Lane* left, int64_t row, int64_t step,
+                                    const typename F::Lanes* right, int64_t depth, const Finish& finish) {
+  typename F::Total total[R][WIDE] = {};
   for (int64_t i = 0; i < depth; i++, right += WIDE) {
     if (F::AHEAD)
       for (int c = 0; c < WIDE; c++) __builtin_prefetch(right + F::AHEAD * WIDE + c);
-    for (int r = 0; r < ROWS; r++)
-      for (int c = 0; c < WIDE; c++) total[r][c] = F::add(total[r][c], left[r * left_row + i], right[c]);
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < WIDE; c++) total[r][c] = F::add(total[r][c], left[r * row + i * step], right[c]);
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++)
+  for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int c = 0; c < WIDE; c++) finish(r, c, __builtin_convertvector(total[r][c], Vector));
 }
 
+// The same for ROWS rows and `wide` vectors, 1 to COLUMNS, known when it runs.
 template <class F, int WIDE = COLUMNS, class Finish>
-inline void tile_of(int64_t wide, const typename F::Lane* left, int64_t left_row, const typename F::Lane* right,
+inline void tile_of(int64_t wide, const typename F::Lane* left, int64_t row, const typename F::Lane* right,
                     int64_t depth, const Finish& finish) {
-  if (WIDE == 1 || wide == WIDE) tile<F, WIDE>(left, left_row, (const typename F::Lanes*)right, depth, finish);
-  else if constexpr (WIDE > 1) tile_of<F, WIDE - 1>(wide, left, left_row, right, depth, finish);
+  if (WIDE == 1 || wide == WIDE) tile<F, ROWS, WIDE>(left, row, 1, (const typename F::Lanes*)right, depth, finish);
+  else if constexpr (WIDE > 1) tile_of<F, WIDE - 1>(wide, left, row, right, depth, finish);
+}
+
+// The same for `rows` rows, 1 to R, known when it runs, and COLUMNS vectors.
+template <class F, int R = ROWS, class Finish>
+inline void tile_rows(int64_t rows, const void* left, int64_t row, int64_t step, const void* right, int64_t depth,
+                      const Finish& finish) {
+  if (R == 1 || rows == R)
+    tile<F, R, COLUMNS>((const typename F::Lane*)left, row, step, (const typename F::Lanes*)right, depth, finish);
+  else if constexpr (R > 1) tile_rows<F, R - 1>(rows, left, row, step, right, depth, finish);
 }
 
 // finish(r, column, VL values) of ROWS rows times a right operand of that many columns. Of its `packed_depth` the first

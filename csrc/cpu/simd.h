@@ -31,6 +31,7 @@ typedef VECTOR(float, VL, sizeof(float)) Loose;  // at any address
 typedef VECTOR(int32_t, VL, sizeof(int32_t) * VL) Int;
 typedef VECTOR(uint32_t, VL, sizeof(uint32_t) * VL) Word;
 typedef VECTOR(uint32_t, VL, sizeof(uint16_t)) LooseWord;
+typedef uint32_t __attribute__((may_alias)) Bits;
 typedef VECTOR(uint16_t, VL, sizeof(uint16_t)) Half;
 typedef VECTOR(int16_t, 2 * VL, sizeof(int32_t) * VL) Halves;
 typedef VECTOR(uint8_t, VL, sizeof(uint8_t)) Bytes;
@@ -108,6 +109,13 @@ inline Int nearest(Vector x) {
 #endif
 
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+template <class T>
+inline T narrow(float x) {
+  T out[VL];
+  store(out, all(x));
+  return out[0];
+}
+
 template <int STEP, int... I>
 inline Vector turn(Vector x, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(x, x, ((I + STEP) % VL)...);
@@ -128,17 +136,26 @@ inline Vector count(std::integer_sequence<int, I...>) { return Vector{(float)I..
 // 0, 1, 2, ..
 inline Vector count() { return count(std::make_integer_sequence<int, VL>()); }
 
-// 2^x for x <= 0, to 2 ulp; 0 below 2^-126. x = n + f with |f| <= 1/2, and 2^f by its Taylor polynomial of degree 7,
-// whose first omitted term is 5e-9.
-inline Vector exp2(Vector x) {
-  Vector clamped = x < -127.0f ? all(-127.0f) : x;  // NaN stays
+// Whether a comparison holds in all lanes.
+inline bool all_set(Int x) {
+  typedef int64_t Long __attribute__((vector_size(sizeof(Int)), may_alias));
+  Long wide = (Long)x;
+  int64_t both = wide[0];
+  for (int i = 1; i < VL / 2; i++) both &= wide[i];
+  return both == -1;
+}
+
 #if defined(__AVX512F__)
-  Vector n = (Vector)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)clamped, 0);
+inline Vector rounded(Vector x) { return (Vector)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)x, 0); }
 #else
+inline Vector rounded(Vector x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  Vector n = (clamped + magic) - magic;
+  return (x + magic) - magic;
+}
 #endif
-  Vector f = clamped - n;
+
+// 2^(n + f) for an integer n and |f| <= 1/2: 2^f by its Taylor polynomial of degree 7, whose first omitted term is 5e-9.
+inline Vector power(Vector n, Vector f) {
   Vector p = all(1.5252733804059841e-5f);
   p = p * f + 1.5403530393381609e-4f;
   p = p * f + 1.3333558146428443e-3f;
@@ -148,28 +165,73 @@ inline Vector exp2(Vector x) {
   p = p * f + 6.931471805599453e-1f;
   p = p * f + 1.0f;
 #if defined(__AVX512F__)
-  p = (Vector)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
+  return (Vector)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
 #else
-  p = (Vector)((Int)p + (__builtin_convertvector(n, Int) << 23));
+  return (Vector)((Int)p + (__builtin_convertvector(n, Int) << 23));
 #endif
-  return x < -126.0f ? all(0.0f) : p;
 }
 
-template <class V, int... I>
-inline void interleave(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
-  low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * VL)...);
-  high = __builtin_shufflevector(a, b, (VL / 2 + I / 2 + I % 2 * VL)...);
+// 2^x for x <= 0, to 2 ulp; 0 below 2^-126; NaN stays.
+inline Vector exp2(Vector x) {
+  const Vector clamped = x < -127.0f ? all(-127.0f) : x, n = rounded(clamped);
+  return x < -126.0f ? all(0.0f) : power(n, clamped - n);
 }
 
-// A square of VL x VL lanes, rows to columns: log2(VL) perfect shuffles of its rows.
+// e^x for x <= 0, to 2 ulp; 0 below 2^-126; NaN stays. log2(e) comes in two parts: the first times x is not rounded.
+inline Vector exp(Vector x) {
+  const Vector clamped = x < -88.0f ? all(-88.0f) : x;
+  const Vector n = rounded(clamped * 1.44269502162933349609375f);
+  const Vector f = (clamped * 1.44269502162933349609375f - n) + clamped * 1.92596299112661746887e-8f;
+  return x < -87.33654f ? all(0.0f) : power(n, f);
+}
+
+// Transposing takes shuffles of one instruction each: interleaved numbers, then pairs of them, within 16 bytes, which
+// makes columns of four rows; then whole 16 bytes change places.
+template <int HIGH, class V, int... LANE>
+inline V interleaved(V a, V b, std::integer_sequence<int, LANE...>) {
+  return __builtin_shufflevector(a, b, (LANE / 4 * 4 + 2 * HIGH + LANE % 4 / 2 + LANE % 2 * VL)...);
+}
+template <int HIGH, class V, int... LANE>
+inline V paired(V a, V b, std::integer_sequence<int, LANE...>) {
+  return __builtin_shufflevector(a, b, (LANE / 4 * 4 + 2 * HIGH + LANE % 2 + LANE % 4 / 2 * VL)...);
+}
+template <int ODD, class V, int... LANE>
+inline V quarters(V a, V b, std::integer_sequence<int, LANE...>) {
+  return __builtin_shufflevector(a, b, ((LANE / 4 * 2 + ODD) * 4 + LANE % 4)...);
+}
+
+// x[STEP * i] holds 16 bytes for each i; these become rows.
+template <int COUNT, int STEP, class V>
+inline void transpose_quarters(V* x) {
+  constexpr auto lanes = std::make_integer_sequence<int, VL>();
+  if constexpr (COUNT > 1) {
+    V even[COUNT / 2], odd[COUNT / 2];
+    for (int i = 0; i < COUNT / 2; i++) {
+      even[i] = quarters<0>(x[2 * i * STEP], x[(2 * i + 1) * STEP], lanes);
+      odd[i] = quarters<1>(x[2 * i * STEP], x[(2 * i + 1) * STEP], lanes);
+    }
+    transpose_quarters<COUNT / 2, 1>(even);
+    transpose_quarters<COUNT / 2, 1>(odd);
+    for (int i = 0; i < COUNT / 2; i++) {
+      x[2 * i * STEP] = even[i];
+      x[(2 * i + 1) * STEP] = odd[i];
+    }
+  }
+}
+
+// A square of VL x VL lanes, rows to columns.
 template <class V>
 inline void transpose(V (&x)[VL]) {
-  for (int step = 1; step < VL; step *= 2) {
-    V y[VL];
-    for (int i = 0; i < VL / 2; i++)
-      interleave(x[i], x[i + VL / 2], y[2 * i], y[2 * i + 1], std::make_integer_sequence<int, VL>());
-    for (int i = 0; i < VL; i++) x[i] = y[i];
+  constexpr auto lanes = std::make_integer_sequence<int, VL>();
+  for (int i = 0; i < VL; i += 4) {
+    const V a = interleaved<0>(x[i], x[i + 1], lanes), b = interleaved<1>(x[i], x[i + 1], lanes);
+    const V c = interleaved<0>(x[i + 2], x[i + 3], lanes), d = interleaved<1>(x[i + 2], x[i + 3], lanes);
+    x[i] = paired<0>(a, c, lanes);
+    x[i + 1] = paired<1>(a, c, lanes);
+    x[i + 2] = paired<0>(b, d, lanes);
+    x[i + 3] = paired<1>(b, d, lanes);
   }
+  for (int i = 0; i < 4; i++) transpose_quarters<VL / 4, 4>(x + i);
 }
 
 }  // namespace ISA

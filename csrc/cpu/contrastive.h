@@ -1,0 +1,454 @@
+// Scores of embeddings, never held as a matrix: the rows of a are packed once, and a panel of PANEL rows of b, laid out
+// as [dim][PANEL], stays in the L2 (64 x 768 x 4 = 196 KB) while all rows of a pass, ROWS at a time. What becomes of a
+// tile of scores (written, kept if among the best, summed up) happens while it lies in the L1.
+//
+// A score costs dim multiply-adds and, for the panel, 1 / rows of a of the work of packing it; for few rows of a the
+// next panel is fetched from memory meanwhile, so that a single query runs at the speed of memory.
+#pragma once
+
+#include "kernels.h"
+#include "product.h"
+
+namespace altclip_fast {
+namespace ISA {
+
+// How the words of 32 bits that a row consists of are read and multiplied.
+template <class T>
+struct Single {
+  typedef T Element;
+  typedef Singles Format;
+  static constexpr int ELEMENTS = 1;
+  static Vector words(const T* p) { return load(p); }
+  static Vector everywhere(const float* p) { return all(*p); }
+  static Vector multiply_add(Vector sum, Vector a, Vector b) { return sum + a * b; }
+};
+
+#if defined(__AVX512BF16__)
+struct Pair {
+  typedef bfloat16 Element;
+  typedef Pairs Format;
+  static constexpr int ELEMENTS = 2;
+  static Vector words(const bfloat16* p) { return (Vector)*(const LooseWord*)p; }
+  static Vector everywhere(const float* p) { return (Vector)(Word{} + *(const Bits*)p); }
+  static Vector multiply_add(Vector sum, Vector a, Vector b) {
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+  }
+};
+#endif
+
+// Words that are summed up before their sum joins the others: a sum of 768 products in one go has 2 times the error.
+constexpr int64_t SPAN = 256;
+constexpr float SMALLEST = 1e-24f;  // of a squared norm: EPS of ops/contrastive.py, squared
+
+// In float64, so that it is rounded once: a score inherits its error, and a softmax that error times the scale.
+inline float inverse_norm(float squares, double scale = 1) {
+  return scale / __builtin_sqrt(squares < SMALLEST ? SMALLEST : squares);
+}
+
+// Calls with the arithmetic of a dtype.
+template <class Call>
+inline void with_unit(Dtype dtype, Call call) {
+  switch (dtype) {
+    case Dtype::Float32: return call(Single<float>());
+#if defined(__AVX512BF16__)
+    case Dtype::BFloat16: return call(Pair());
+#else
+    case Dtype::BFloat16: return call(Single<bfloat16>());
+#endif
+    case Dtype::Float16: return call(Single<float16>());
+  }
+}
+
+// Calls with a value of the element type of a dtype.
+template <class Call>
+inline void with_element(Dtype dtype, Call call) {
+  switch (dtype) {
+    case Dtype::Float32: return call(float());
+    case Dtype::BFloat16: return call(bfloat16());
+    case Dtype::Float16: return call(float16());
+  }
+}
+
+// Words i.. of a row of `dim` elements, zeros behind its end.
+template <class Unit>
+inline Vector words_at(const typename Unit::Element* row, int64_t i, int64_t dim) {
+  constexpr int64_t COUNT = VL * Unit::ELEMENTS;
+  const typename Unit::Element* p = row + i * Unit::ELEMENTS;
+  const int64_t left = dim - i * Unit::ELEMENTS;
+  if (left >= COUNT) return Unit::words(p);
+  typename Unit::Element some[COUNT] = {};
+  for (int64_t j = 0; j < left; j++) some[j] = p[j];
+  return Unit::words(some);
+}
+
+template <class Unit>
+inline int64_t words_of(int64_t dim) { return (dim + Unit::ELEMENTS - 1) / Unit::ELEMENTS; }
+
+inline int64_t row_words(Dtype dtype, int64_t dim) {
+  int64_t words = 0;
+  with_unit(dtype, [&](auto unit) { words = whole(words_of<decltype(unit)>(dim), VL); });
+  return words;
+}
+
+template <class Unit>
+void pack_rows_as(const Table& x, int64_t dim, float scale, bool normalize, float* words, float* factor, int64_t begin,
+                  int64_t end) {
+  const int64_t width = whole(words_of<Unit>(dim), VL);
+  for (int64_t r = begin; r < end; r++) {
+    const auto* row = (const typename Unit::Element*)x.data + r * x.stride;
+    Vector squares = {};
+    for (int64_t i = 0; i < width; i += VL) {
+      Vector some = words_at<Unit>(row, i, dim);
+      *(Vector*)(words + r * width + i) = some;
+      squares = Unit::multiply_add(squares, some, some);
+    }
+    factor[r] = normalize ? inverse_norm(sum(squares), scale) : scale;
+    if (!normalize || Unit::ELEMENTS > 1) continue;
+    const float inverse = inverse_norm(sum(squares));  // number by number the roundings cancel
+    for (int64_t i = 0; i < width; i += VL) *(Vector*)(words + r * width + i) *= inverse;
+    factor[r] = scale;
+  }
+}
+
+inline void pack_rows(const Table& x, int64_t dim, Dtype dtype, float scale, bool normalize, float* words,
+                      float* factor, int64_t begin, int64_t end) {
+  with_unit(dtype, [&](auto unit) {
+    pack_rows_as<decltype(unit)>(x, dim, scale, normalize, words, factor, begin, end);
+  });
+}
+
+// put(word, vector) for all words of rows first..first + VL of b, one lane a row, zeros beyond the last row; factor[lane]
+// is 1 / |row| or 1. Meanwhile `ahead` rows further are fetched from memory.
+template <class Unit, class Put>
+inline void each_word(const Table& b, int64_t first, int64_t ahead, int64_t dim, bool normalize, float* factor, Put put) {
+  const auto* in = (const typename Unit::Element*)b.data + first * b.stride;
+  const int64_t depth = words_of<Unit>(dim), full = dim / (VL * Unit::ELEMENTS) * VL;
+  const int64_t rows = least(b.rows - first, VL);
+  const float* next = (const float*)(in + ahead * b.stride);  // VL rows of it: as many cache lines as words of a row
+  Vector squares[4] = {}, block[VL];
+  auto take = [&](int64_t i, int64_t words) __attribute__((always_inline)) {
+    transpose(block);
+#pragma GCC unroll 16
+    for (int j = 0; j < VL; j++)
+      if (j < words) {
+        put(i + j, block[j]);
+        squares[j % 4] = Unit::multiply_add(squares[j % 4], block[j], block[j]);
+      }
+  };
+  int64_t i = 0;
+  for (; rows == VL && i < full; i += VL) {
+    const auto* p = in + i * Unit::ELEMENTS;
+#pragma GCC unroll 16
+    for (int r = 0; r < VL; r++, p += b.stride) {
+      block[r] = Unit::words(p);
+      __builtin_prefetch(next + (i + r) * VL, 0, 3);
+      asm("" : "+r"(p));  // else all addresses are kept, most of them in vector registers
+    }
+    take(i, VL);
+  }
+  for (; i < depth; i += VL) {
+    for (int r = 0; r < VL; r++) block[r] = r < rows ? words_at<Unit>(in + r * b.stride, i, dim) : Vector{};
+    take(i, depth - i);
+  }
+  Vector total = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+  for (int r = 0; r < VL; r++) factor[r] = normalize ? inverse_norm(total[r]) : 1.0f;
+}
+
+// Rows first..first + PANEL of b as panel[word][row].
+template <class Unit>
+void pack_panel(const Table& b, int64_t first, int64_t dim, bool normalize, float* panel, float* factor) {
+  for (int64_t group = 0; group < PANEL; group += VL)
+    each_word<Unit>(b, first + group, PANEL, dim, normalize, factor + group,
+                    [&](int64_t i, Vector x) { *(Vector*)(panel + i * PANEL + group) = x; });
+}
+
+// The tile of rows first..first + PANEL of b and R rows of a, with nothing packed: the same sums in the same order.
+template <class Unit, int R>
+void stream_tile(const float* a, int64_t a_row, const Table& b, int64_t first, int64_t dim, bool normalize, float* tile,
+                 float* factor) {
+  for (int64_t group = 0; group < PANEL; group += VL) {
+    Vector sums[R] = {}, total[R] = {};
+    each_word<Unit>(b, first + group, VL, dim, normalize, factor + group, [&](int64_t i, Vector x) {
+      for (int r = 0; r < R; r++) sums[r] = Unit::multiply_add(sums[r], Unit::everywhere(a + r * a_row + i), x);
+      if ((i + 1) % SPAN) return;
+      for (int r = 0; r < R; r++) total[r] += sums[r], sums[r] = Vector{};
+    });
+    for (int r = 0; r < R; r++) *(Vector*)(tile + r * PANEL + group) = total[r] + sums[r];
+  }
+}
+
+template <class Unit, int R = ROWS>
+void stream_some(int64_t rows, const float* a, int64_t a_row, const Table& b, int64_t first, int64_t dim, bool normalize,
+                 float* tile, float* factor) {
+  if constexpr (R > 1)
+    if (rows < R) return stream_some<Unit, R - 1>(rows, a, a_row, b, first, dim, normalize, tile, factor);
+  stream_tile<Unit, R>(a, a_row, b, first, dim, normalize, tile, factor);
+}
+
+// visit(row, rows, column, columns, tile) for every tile of scores; tile[r * PANEL + c] beyond rows and columns is 0.
+template <class Unit, class Visit>
+void sweep(const Scores& s, const Part& part, Visit visit) {
+  static thread_local Scratch scratch;
+  const int64_t depth = words_of<Unit>(s.dim), width = whole(depth, VL);
+  float* panel = scratch.take((depth + 1 + ROWS) * PANEL);
+  float* factor = panel + depth * PANEL;
+  float* tile = factor + PANEL;
+  for (int64_t p = part.panel_begin; p < part.panel_end; p++) {
+    const int64_t column = p * PANEL, columns = least(PANEL, s.b.rows - column);
+    const bool stream = s.rows <= ROWS;  // what is packed would be used once
+    if (stream) stream_some<Unit>(s.rows, s.a, width, s.b, column, s.dim, s.normalize, tile, factor);
+    else pack_panel<Unit>(s.b, column, s.dim, s.normalize, panel, factor);
+    for (int64_t row = part.block_begin * ROWS; row < least(part.block_end * ROWS, s.rows); row += ROWS) {
+      const int64_t rows = least(ROWS, s.rows - row);
+      for (int64_t i = 0; !stream && (i == 0 || i < depth); i += SPAN)
+        tile_rows<typename Unit::Format>(rows, s.a + row * width + i, width, 1, panel + i * PANEL, least(SPAN, depth - i),
+                            [&](int r, int c, Vector x) {
+                              Vector* place = (Vector*)(tile + r * PANEL + c * VL);
+                              *place = i ? *place + x : x;
+                            });
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < PANEL; c += VL)
+          *(Vector*)(tile + r * PANEL + c) *= s.a_factor[row + r] * *(Vector*)(factor + c);
+      visit(row, rows, column, columns, tile);
+    }
+  }
+}
+
+inline void write_scores(const Scores& s, void* out, int64_t stride, Dtype out_dtype, const Part& part) {
+  with_unit(s.dtype, [&](auto unit) {
+    with_element(out_dtype, [&](auto element) {
+      typedef decltype(element) T;
+      sweep<decltype(unit)>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+        for (int64_t r = 0; r < rows; r++) {
+          T* place = (T*)out + (row + r) * stride + column;
+          for (int64_t c = 0; c < columns; c += VL) {
+            Vector x = *(Vector*)(tile + r * PANEL + c);
+            if (columns - c >= VL) store(place + c, x);
+            else store_some(place + c, x, columns - c);
+          }
+        }
+      });
+    });
+  });
+}
+
+inline uint64_t key_of(float score, int64_t column) {
+  union { float value; uint32_t bits; } u = {score + 0.0f};  // -0 becomes 0
+  uint32_t order = score != score ? 0xffffffffu : u.bits >> 31 ? ~u.bits : u.bits | 0x80000000u;
+  return (uint64_t)order << 32 | (uint32_t)~(uint32_t)column;
+}
+
+// A score that is not above this one has no place in the heap: NaN while there are empty places.
+inline float least_of(uint64_t worst) {
+  const uint32_t order = worst >> 32;
+  if (worst == 0) return __builtin_nanf("");
+  if (order == 0xffffffffu) return __builtin_inff();
+  union { uint32_t bits; float value; } u = {order >> 31 ? order & 0x7fffffffu : ~order};
+  return u.value;
+}
+
+inline void replace_worst(uint64_t* heap, int64_t k, uint64_t key) {
+  int64_t place = 0;
+  for (int64_t child = 1; child < k; child = 2 * place + 1) {
+    if (child + 1 < k && heap[child + 1] < heap[child]) child++;
+    if (key <= heap[child]) break;
+    heap[place] = heap[child];
+    place = child;
+  }
+  heap[place] = key;
+}
+
+inline void keep_best(const Scores& s, const Best& best, const Part& part) {
+  const int64_t k = best.k;
+  for (int64_t row = part.block_begin * ROWS; row < least(part.block_end * ROWS, s.rows); row++) {
+    for (int64_t i = 0; i < k; i++) best.keys[row * k + i] = 0;
+    best.least[row] = __builtin_nanf("");
+  }
+  with_unit(s.dtype, [&](auto unit) {
+    typedef decltype(unit) Unit;
+    sweep<Unit>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+      for (int64_t r = 0; r < rows; r++) {
+        const float* scores = tile + r * PANEL;
+        float& least = best.least[row + r];
+        Int below = (*(Vector*)scores <= least);
+        for (int64_t c = VL; c < PANEL; c += VL) below &= (*(Vector*)(scores + c) <= least);
+        if (all_set(below)) continue;
+        uint64_t* heap = best.keys + (row + r) * k;
+        for (int64_t c = 0; c < columns; c++) {
+          if (scores[c] <= least) continue;
+          const float score = best.round ? to_float(narrow<typename Unit::Element>(scores[c])) : scores[c];
+          const uint64_t key = key_of(score, column + c);
+          if (key <= heap[0]) continue;
+          replace_worst(heap, k, key);
+          least = least_of(heap[0]);
+        }
+      }
+    });
+  });
+}
+
+inline void add_sums(const Scores& s, const Sums& sums, const Part& part) {
+  for (int64_t r = 0; r < s.rows; r++) {
+    sums.row_max[r] = -__builtin_inff();
+    sums.row_sum[r] = 0;
+  }
+  with_unit(s.dtype, [&](auto unit) {
+    sweep<decltype(unit)>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+      for (int64_t r = 0; r < rows; r++) {
+        const int64_t match = row + r + sums.offset - column;
+        if (match >= 0 && match < columns) sums.match[row + r] = tile[r * PANEL + match];
+        for (int64_t c = columns; c < PANEL; c++) tile[r * PANEL + c] = -__builtin_inff();
+        Vector most = all(-__builtin_inff()), total = all(0);
+        for (int64_t c = 0; c < PANEL; c += VL) most = larger(*(Vector*)(tile + r * PANEL + c), most);
+        const float old = sums.row_max[row + r], now = largest(most), top = old > now ? old : now;
+        for (int64_t c = 0; c < PANEL; c += VL) total += exp2(*(Vector*)(tile + r * PANEL + c) - top);
+        sums.row_sum[row + r] = sums.row_sum[row + r] * exp2(all(old - top))[0] + sum(total);
+        sums.row_max[row + r] = top;
+      }
+      float high[PANEL], low[PANEL];  // of the columns
+      for (int64_t c = 0; c < columns; c++) {
+        high[c] = sums.column_max[column + c];
+        low[c] = sums.column_sum[column + c];
+      }
+      for (int64_t c = columns; c < PANEL; c++) high[c] = low[c] = 0;
+      for (int64_t c = 0; c < PANEL; c += VL) {
+        const Vector old = load(high + c);
+        Vector top = old;
+        for (int64_t r = 0; r < rows; r++) top = larger(*(Vector*)(tile + r * PANEL + c), top);
+        Vector total = load(low + c) * exp2(old - top);
+        for (int64_t r = 0; r < rows; r++) total += exp2(*(Vector*)(tile + r * PANEL + c) - top);
+        store(high + c, top);
+        store(low + c, total);
+      }
+      for (int64_t c = 0; c < columns; c++) {
+        sums.column_max[column + c] = high[c];
+        sums.column_sum[column + c] = low[c];
+      }
+    });
+  });
+}
+
+inline void pack_columns(const Table& x, int64_t dim, Dtype dtype, bool normalize, float* panels, int64_t rows,
+                         int64_t begin, int64_t end) {
+  with_element(dtype, [&](auto element) {
+    typedef decltype(element) T;
+    for (int64_t r = begin; r < end; r++) {
+      const T* row = (const T*)x.data + r * x.stride;
+      Vector squares = {};
+      for (int64_t d = 0; d < dim; d += VL) {
+        Vector some = words_at<Single<T>>(row, d, dim);
+        squares += some * some;
+      }
+      const float factor = normalize ? inverse_norm(sum(squares)) : 1.0f;
+      for (int64_t d = 0; d < whole(dim, PANEL); d += VL) {
+        Vector some = d < dim ? words_at<Single<T>>(row, d, dim) * factor : Vector{};
+        *(Vector*)(panels + (d / PANEL * rows + r) * PANEL + d % PANEL) = some;
+      }
+    }
+  });
+}
+
+inline void add_gradients(const Scores& s, const Gradients& g, const Part& part) {
+  static thread_local Scratch scratch;
+  const int64_t block_rows = whole(s.rows, ROWS), dim = whole(s.dim, PANEL);
+  float* weights = scratch.take((block_rows + dim) * PANEL);  // [block_rows][PANEL]: g of a panel
+  float* panels = weights + block_rows * PANEL;  // [dim in panels][PANEL][PANEL]: the rows of b of a panel
+  for (int64_t i = 0; i < dim * block_rows; i++) g.rows[i] = 0;
+  with_unit(s.dtype, [&](auto unit) {
+    sweep<decltype(unit)>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+      float high[PANEL] = {}, low[PANEL] = {};  // of the columns: the largest, 1 / the sum
+      for (int64_t c = 0; c < columns; c++) {
+        high[c] = g.column_max[column + c];
+        low[c] = 1.0f / g.column_sum[column + c];
+      }
+      Vector scale = {};
+      for (int64_t r = 0; r < ROWS; r++) {
+        float* weight = weights + (row + r) * PANEL;
+        for (int64_t c = 0; c < PANEL; c += VL) {
+          if (r >= rows) {
+            *(Vector*)(weight + c) = Vector{};
+            continue;
+          }
+          const Vector score = *(Vector*)(tile + r * PANEL + c);
+          *(Vector*)(weight + c) =
+              exp2(score - g.row_max[row + r]) / g.row_sum[row + r] + exp2(score - load(high + c)) * load(low + c);
+        }
+        for (int64_t c = columns; c < PANEL; c++) weight[c] = 0;
+        const int64_t match = row + r + g.offset - column;
+        if (r < rows && match >= 0 && match < columns) weight[match] -= 2;
+        for (int64_t c = 0; r < rows && c < PANEL; c += VL)
+          scale += *(Vector*)(weight + c) * *(Vector*)(tile + r * PANEL + c);
+      }
+      *g.scale += sum(scale);
+      if (row + rows < s.rows) return;
+
+      // The last block of the panel: its weights are complete.
+      const Table b = {(const char*)s.b.data + column * s.b.stride * (s.dtype == Dtype::Float32 ? 4 : 2), columns,
+                       s.b.stride};
+      for (int64_t i = 0; columns < PANEL && i < dim * PANEL; i++) panels[i] = 0;
+      pack_columns(b, s.dim, s.dtype, s.normalize, panels, PANEL, 0, columns);
+      for (int64_t d = 0; d < dim; d += PANEL) {
+        const float* right = g.panels + d * block_rows;
+        for (int64_t c = 0; c < columns; c += ROWS) {
+          const int64_t some = least(ROWS, columns - c);
+          tile_rows<Singles>(some, weights + c, 1, PANEL, right, s.rows, [&](int r, int v, Vector x) {
+            float* place = g.columns + (column + c + r) * s.dim + d + v * VL;
+            const int64_t left = s.dim - d - v * VL;
+            if (left >= VL) store(place, load(place) + x);
+            else
+              for (int64_t i = 0; i < left; i++) place[i] += x[i];
+          });
+        }
+        for (int64_t r = 0; r < block_rows; r += ROWS)
+          tile_rows<Singles>(ROWS, weights + r * PANEL, PANEL, 1, panels + d * PANEL, columns,
+                                        [&](int i, int v, Vector x) {
+                                          Vector* place = (Vector*)(g.rows + d * block_rows + (r + i) * PANEL + v * VL);
+                                          *place += x;
+                                        });
+      }
+    });
+  });
+}
+
+inline void softmax_rows(const float* in, void* out, Dtype dtype, int64_t columns, int64_t begin, int64_t end) {
+  with_element(dtype, [&](auto element) {
+    typedef decltype(element) T;
+    for (int64_t r = begin; r < end; r++) {
+      const float* row = in + r * columns;
+      T* place = (T*)out + r * columns;
+      const int64_t full = columns / VL * VL;
+      float rest[VL];  // the last columns, which fill no vector
+      for (int64_t c = 0; c < VL; c++) rest[c] = full + c < columns ? row[full + c] : -__builtin_inff();
+      Vector most = load(rest);
+      for (int64_t c = 0; c < full; c += VL) most = larger(load(row + c), most);
+      const float top = largest(most);
+      Vector total = exp(load(rest) - top);
+      for (int64_t c = 0; c < full; c += VL) total += exp(load(row + c) - top);
+      const float inverse = 1.0f / sum(total);
+      for (int64_t c = 0; c < full; c += VL) store(place + c, exp(load(row + c) - top) * inverse);
+      if (full < columns) store_some(place + full, exp(load(rest) - top) * inverse, columns - full);
+    }
+  });
+}
+
+inline void l2_normalize(const Table& x, void* out, int64_t dim, Dtype dtype, int64_t begin, int64_t end) {
+  with_element(dtype, [&](auto element) {
+    typedef decltype(element) T;
+    const int64_t full = dim / VL * VL;
+    for (int64_t r = begin; r < end; r++) {
+      const T* row = (const T*)x.data + r * x.stride;
+      T* place = (T*)out + r * dim;
+      Vector squares[4] = {};
+      for (int64_t d = 0; d < dim; d += VL) {
+        Vector some = words_at<Single<T>>(row, d, dim);
+        squares[d / VL % 4] += some * some;
+      }
+      const float factor = inverse_norm(sum((squares[0] + squares[1]) + (squares[2] + squares[3])));
+      for (int64_t d = 0; d < full; d += VL) store(place + d, load(row + d) * factor);
+      if (full < dim) store_some(place + full, words_at<Single<T>>(row, full, dim) * factor, dim - full);
+    }
+  });
+}
+
+}  // namespace ISA
+}  // namespace altclip_fast
