@@ -112,6 +112,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    parser.add_argument("--quantization", choices=("int8",), help="8-bit numbers in the encoders' layers, on the CPU")
     parser.add_argument("--batch-size", type=_positive, default=32, metavar="N")
 
 
@@ -124,7 +125,13 @@ def _load(options: argparse.Namespace) -> Encoder:
             "--model takes another",
             file=sys.stderr,
         )
-    return load(options.model or "embedded", device=options.device, dtype=options.dtype, revision=options.revision)
+    return load(
+        options.model or "embedded",
+        device=options.device,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        revision=options.revision,
+    )
 
 
 def _classify(options: argparse.Namespace) -> int:

@@ -50,6 +50,12 @@ def test_classify_json(capsys, altclip_folder, photo_paths):
     assert row["labels"] == af.load(altclip_folder).classifier(["猫", "b", "c"], "{}")(photo_paths[0])[0][:2]
 
 
+def test_quantization(capsys, photo_paths):
+    code, out, _ = run(capsys, "embed", photo_paths[0], "--quantization", "int8", "--device", "cpu")
+    expected = af.load("embedded", device="cpu", quantization="int8").encode_image(photo_paths[0])
+    assert code == 0 and json.loads(out)["embedding"] == pytest.approx(expected[0].tolist())
+
+
 def test_a_bad_file_is_reported_and_the_others_go_on(capsys, altclip_folder, photo_paths, tmp_path):
     bad = tmp_path / "notes.txt"
     bad.write_text("no image")
