@@ -22,7 +22,7 @@ from altclip_fast.testing.embeddings import Verdict, judge
 
 from . import ceiling, rows
 from .rows import Row
-from .systems import SYSTEMS, Running, Unavailable
+from .systems import SYSTEMS, Running, System, Unavailable
 from .worker import Worker
 from .workloads import Job
 
@@ -133,18 +133,23 @@ def in_rounds(turns: Mapping[Key, Callable[[], float]], count: int, until: float
     return found
 
 
-@cache
-def truth(job: Job, patience: float) -> Tensor:
-    """The embeddings that a job is judged by: transformers', eager in float32 and sdpa in lower precision.
+def judges(systems: Mapping[str, System], dtype: str) -> tuple[Callable[[Job], Running], ...]:
+    """Whom a job is judged by: transformers, eager in float32 and sdpa in lower precision.
 
     Where transformers is not installed, this library's reference.
     """
-    names = ("transformers-eager" if job.dtype == "float32" else "transformers-sdpa", "reference")
-    for name in names:
+    names = ("transformers-eager" if dtype == "float32" else "transformers-sdpa", "reference")
+    return tuple(systems[name].start for name in names)
+
+
+@cache
+def truth(starts: tuple[Callable[[Job], Running], ...], job: Job, patience: float) -> Tensor:
+    """The embeddings of the first of these systems that is installed."""
+    for start in starts:
         try:
-            worker = Worker(SYSTEMS[name].start, job, patience)
+            worker = Worker(start, job, patience)
         except Unavailable as error:
-            if name == names[-1] or "not installed" not in str(error):
+            if start is starts[-1] or "not installed" not in str(error):
                 raise
             continue
         try:
@@ -154,10 +159,10 @@ def truth(job: Job, patience: float) -> Tensor:
     raise AssertionError("unreachable")
 
 
-def check(worker: Worker, job: Job, patience: float) -> Verdict:
+def check(worker: Worker, job: Job, patience: float, systems: Mapping[str, System] = SYSTEMS) -> Verdict:
     """What the embeddings of a system are like."""
-    expected = truth(replace(job, dtype="float32"), patience)
-    baseline = truth(job, patience) if job.dtype == "bfloat16" else None
+    expected = truth(judges(systems, "float32"), replace(job, dtype="float32"), patience)
+    baseline = truth(judges(systems, "bfloat16"), job, patience) if job.dtype == "bfloat16" else None
     return judge(worker.embeddings(patience), expected, job.dtype, baseline)
 
 
@@ -169,6 +174,7 @@ def run(
     *,
     kind: str,
     subject: str,
+    systems: Mapping[str, System] = SYSTEMS,
 ) -> Outcome:
     """Measure all entries on a job, interleaved.
 
@@ -176,6 +182,7 @@ def run(
         job: its dtype is replaced by that of each entry.
         tell: is given the progress, a line at a time.
         kind, subject: of the rows.
+        systems: those that can do such a job; transformers' among them are what the others are judged by.
     """
     outcome, workers = Outcome(), {}
     torch.set_num_threads(job.threads)
@@ -187,7 +194,7 @@ def run(
             try:
                 worker = Worker(entry.start, own, limits.left())
                 stack.callback(worker.close)
-                verdict = check(worker, own, limits.patience)
+                verdict = check(worker, own, limits.patience, systems)
                 _refuse_memory([w for w, _ in workers.values()] + [worker], limits.memory)
             except Unavailable as error:
                 outcome.left_out[label] = str(error)

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser, folders: bool = True) -> None:
     """Options that the ladder has, too; `folders`: whether a model may be one."""
-    sizes = f"{', '.join(SIZES)} (random weights){', or a checkpoint folder' * folders} (default: %(default)s)"
-    which: dict[str, Any] = {"type": _model} if folders else {"choices": SIZES}
-    parser.add_argument("--model", default="vit-l-14", metavar="MODEL", help=sizes, **which)
     works = "; ".join(f"{name}: {what}" for name, what in WORKS.items())
     parser.add_argument("--works", nargs="+", choices=WORKS, default=["image"], metavar="WORK", help=works)
     parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8], metavar="N", help="default: 1 8")
+    add_measuring_options(parser, SIZES, folders)
+
+
+def add_measuring_options(parser: argparse.ArgumentParser, models: Collection[str], folders: bool = False) -> None:
+    """Which model, what a run may take, and where rows go."""
+    sizes = f"{', '.join(models)} (random weights){', or a checkpoint folder' * folders} (default: %(default)s)"
+    which: dict[str, Any] = {"type": _model} if folders else {"choices": models}
+    parser.add_argument("--model", default="vit-l-14", metavar="MODEL", help=sizes, **which)
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), metavar="N", help="default: all")
     parser.add_argument(
@@ -96,7 +101,7 @@ def limits(options: argparse.Namespace) -> Limits:
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
     """One a tower and batch; the checkpoints exist while they are worked on."""
-    with _weights(options.weights) as parent:
+    with weights(options.weights) as parent:
         for work in options.works:
             folder = checkpoint(options.model, work, parent)
             for batch in options.batches:
@@ -109,7 +114,8 @@ def subject(options: argparse.Namespace) -> str:
 
 
 @contextmanager
-def _weights(given: Path | None) -> Iterator[Path]:
+def weights(given: Path | None) -> Iterator[Path]:
+    """The folder that was given for checkpoints, or one that is gone afterwards."""
     if given is not None:
         yield given
         return

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import rows
 from .rows import RESULTS, Row
-from .systems import OURS, SYSTEMS
+from .systems import NO_PEERS, OURS, SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmarks: written by `python -m benchmarks report` -->", "<!-- /benchmarks -->"
@@ -121,7 +121,7 @@ def _model_table(runs: Sequence[list[Row]]) -> str:
 
 
 def _ahead(best: dict[str, Row]) -> str:
-    peers = [row.throughput for name, row in best.items() if name not in (OURS, "reference")]
+    peers = [row.throughput for name, row in best.items() if name not in NO_PEERS]
     if OURS not in best or not peers:
         return ""
     return f"{best[OURS].throughput / max(peers):.2f} x"

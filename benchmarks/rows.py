@@ -48,7 +48,7 @@ class Row(Run):
 
     kind: str  # "model", "op", "ladder" or "ceiling"
     subject: str  # the model or op
-    work: str  # "image", "text", "text77"; of an op, what is special about the call
+    work: str  # "image", "text", "text77", "zero-shot-3"; of an op, what is special about the call
     step: int  # of a ladder, from 0
     system: str
     backend: str  # how the system was set up, precisions included

@@ -84,14 +84,33 @@ def _own(job: Job, backend: str | None) -> Running:
     return Running(embed, backend or "chosen by itself")
 
 
-def transformers_module(job: Job, attention: str) -> nn.Module:
-    """transformers' model of a job, as a function of its inputs alone."""
+def transformers_model(job: Job, attention: str) -> nn.Module:
+    """transformers' model of a job."""
     transformers = package("transformers")
     transformers.utils.logging.disable_progress_bar()
     dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
     kind = getattr(transformers, job.class_name)
-    model = kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype)
-    return (_Images if job.tower == "image" else _Texts)(model, dtype).eval()
+    return kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype).eval()
+
+
+def transformers_module(job: Job, attention: str) -> nn.Module:
+    """transformers' model of a job, as a function of its inputs alone."""
+    model = transformers_model(job, attention)
+    return (_Images if job.tower == "image" else _Texts)(model, model.dtype).eval()
+
+
+def accelerated(model: nn.Module) -> nn.Module:
+    """A model of transformers, accelerated in place.
+
+    Raises:
+        Unavailable: this release of transformers is not known.
+    """
+    from altclip_fast.accelerate import accelerate
+
+    try:
+        return accelerate(model)
+    except ImportError as error:
+        raise Unavailable(str(error)) from error
 
 
 class _Images(nn.Module):
@@ -113,20 +132,31 @@ class _Texts(nn.Module):
 
 
 def _transformers(job: Job, attention: str) -> Running:
-    module = transformers_module(job, attention)
+    return Running(_called(transformers_module(job, attention)), f"attn_implementation={attention}")
 
+
+def _accelerated(job: Job) -> Running:
+    return Running(_called(accelerated(transformers_module(job, "sdpa"))), "accelerate, sdpa")
+
+
+def _called(module: nn.Module) -> Embed:
     def embed(inputs: dict[str, Tensor]) -> Tensor:
         with torch.inference_mode():
             return module(**inputs)
 
-    return Running(embed, f"attn_implementation={attention}")
+    return embed
 
 
-def _compiled(module: nn.Module) -> Embed:
+def compiled(module: nn.Module) -> nn.Module:
+    """A module as torch.compile makes it for inference: to be called without gradients."""
     from torch._inductor import config
 
     config.freezing = True
-    fast = torch.compile(module)
+    return torch.compile(module)
+
+
+def _compiled(module: nn.Module) -> Embed:
+    fast = compiled(module)
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -273,8 +303,10 @@ def _quantize_openvino(source: Path, job: Job, file: Path) -> None:
 
 FLOATS = ("float32", "bfloat16")
 OURS = "altclip_fast"
+NO_PEERS = (OURS, "accelerated", "reference")  # this library, in one form or another
 SYSTEMS = {
     OURS: System(partial(_own, backend=None), (*FLOATS, "int8")),
+    "accelerated": System(_accelerated, FLOATS),
     "reference": System(partial(_own, backend="reference"), FLOATS),
     "transformers-eager": System(partial(_transformers, attention="eager"), FLOATS),
     "transformers-sdpa": System(partial(_transformers, attention="sdpa"), FLOATS),

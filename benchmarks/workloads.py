@@ -150,23 +150,25 @@ class Job:
             config = self._tower_config(CLIPVisionConfig, "vision_config")
             tokens = (config.image_size // config.patch_size) ** 2
             patch = 2 * tokens * config.num_channels * config.patch_size**2 * config.hidden_size
-            flops, weights = _layers(config, [tokens + 1] * self.batch)
+            flops, weights = layers(config, [tokens + 1] * self.batch)
             shape = f"{self.batch} x {config.num_channels} x {config.image_size} x {config.image_size}"
-            return Cost(flops + self.batch * patch, weights * self._itemsize, shape)
+            return Cost(flops + self.batch * patch, weights * self.itemsize, shape)
         lengths = self._lengths(range(self.batch))
-        flops, weights = _layers(self._text_config(), lengths)
+        flops, weights = layers(self.text_config(), lengths)
         width = self.batches()[0]["input_ids"].shape[1]
-        return Cost(flops, weights * self._itemsize, f"{self.batch} x {width}, {sum(lengths)} tokens")
+        return Cost(flops, weights * self.itemsize, f"{self.batch} x {width}, {sum(lengths)} tokens")
 
     @property
-    def _itemsize(self) -> int:
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
         return {"float32": 4, "bfloat16": 2, "int8": 1}[self.dtype]
 
     def _tower_config(self, kind: Any, part: str) -> Any:
         config = self.config
         return kind(**config.get(part, config))
 
-    def _text_config(self) -> Any:
+    def text_config(self) -> Any:
+        """Of the text tower."""
         kind = AltCLIPTextConfig if "AltCLIP" in self.class_name else CLIPTextConfig
         return self._tower_config(kind, "text_config")
 
@@ -190,7 +192,7 @@ class Job:
         return {"pixel_values": torch.cat(found)}
 
     def _texts(self, numbers: range) -> dict[str, Tensor]:
-        config, lengths = self._text_config(), self._lengths(numbers)
+        config, lengths = self.text_config(), self._lengths(numbers)
         start, end, pad = 0, config.vocab_size - 1, 1
         if "AltCLIP" in self.class_name:
             start, end, pad = config.bos_token_id, config.eos_token_id, config.pad_token_id
@@ -215,7 +217,7 @@ class Cost(NamedTuple):
     shape: str
 
 
-def _layers(config: Any, lengths: list[int]) -> tuple[float, float]:
+def layers(config: Any, lengths: list[int]) -> tuple[float, float]:
     """Operations of the layers over sequences of these lengths, and the number of their weights."""
     hidden = config.hidden_size
     weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size

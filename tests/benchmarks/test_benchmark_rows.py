@@ -73,7 +73,7 @@ def test_a_run_says_where_it_was_measured():
     assert first.versions["torch"] and first.commit
 
 
-SYSTEMS = {"altclip_fast": 0.1, "openvino": 0.2, "transformers-sdpa": 0.4, "reference": 0.05}
+SYSTEMS = {"altclip_fast": 0.1, "openvino": 0.2, "transformers-sdpa": 0.4, "reference": 0.05, "accelerated": 0.08}
 
 
 def some_rows():
@@ -87,8 +87,8 @@ def some_rows():
 def test_tables_show_the_newest_run():
     (line,) = [line for line in report.tables(some_rows()).splitlines() if line.startswith("| vit-l-14")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    # Systems are in the order of the registry; the reference is no peer.
-    assert cells == ["vit-l-14", "6 image", "float32", "60", "**120**", "15", "30", "2.00 x"]
+    # Systems are in the order of the registry; what is ours is no peer.
+    assert cells == ["vit-l-14", "6 image", "float32", "60", "75", "**120**", "15", "30", "2.00 x"]
 
 
 def test_ratios_are_taken_within_a_run():
