@@ -69,7 +69,9 @@ class BuildNative(build_ext):
         print(f"altclip_fast: installed without its {lost}: {missing}")
 
     def build_with_ninja(self, target, cuda):
-        work = Path(self.build_temp, target.stem).resolve()
+        # An editable installation keeps its objects: the next one makes only what has changed.
+        kept = getattr(self, "editable_mode", False)
+        work = (ROOT / "build" / "native" if kept else Path(self.build_temp)).resolve() / target.stem
         work.mkdir(parents=True, exist_ok=True)
         target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
