@@ -368,7 +368,7 @@ def test_another_configuration(name):
 
 REFUSED = {
     "quantization": (ValueError, {"quantization": "fp8"}, "quantization is 'fp8'; None or 'int8' is supported"),
-    "quantization_config": (ValueError, {"quantization_config": object()}, "quantization .*not supported"),
+    "quantization_config": (ValueError, {"quantization_config": object()}, "quantization_config .*not supported"),
     "attention": (
         ValueError,
         {"attn_implementation": "flash_attention_2"},

@@ -130,4 +130,5 @@ def test_compiled(op, name):
     args = chosen(op, name)
     compiled = torch.compile(OPS[op].__call__, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), OPS[op](*args), rtol=0, atol=0)
-    torch.testing.assert_close(gradients(compiled, args), gradients(OPS[op], args))
+    with use_backend("reference"):  # compiled code does not know that gradients are recorded, which decides
+        torch.testing.assert_close(gradients(compiled, args), gradients(OPS[op], args))
