@@ -81,19 +81,25 @@ inline Vector activate(Vector x, Activation activation) {
   }
 }
 
-constexpr int64_t BLOCK = 32 * ROWS;  // rows that share a panel while it is in the L2
+constexpr int64_t BLOCK = 32 * ROWS;  // rows, at most, that share a panel while it is in the L2
 
-inline int64_t int8_linear_items(const Int8Linear& a) { return over(a.rows, BLOCK) * over(a.columns, PANEL); }
+// Blocks of about one size: 257 rows are 132 and 125, not 192 and 65, of which two threads would take one each.
+inline int64_t block_rows(const Int8Linear& a) {
+  const int64_t blocks = over(a.rows, BLOCK);
+  return blocks ? whole(over(a.rows, blocks), ROWS) : BLOCK;
+}
+
+inline int64_t int8_linear_items(const Int8Linear& a) { return over(a.rows, block_rows(a)) * over(a.columns, PANEL); }
 
 template <class T>
 void int8_linear_range(const Int8Linear& a, int64_t begin, int64_t end) {
-  const int64_t panels = over(a.columns, PANEL), lanes = a.depth / 4;
+  const int64_t panels = over(a.columns, PANEL), lanes = a.depth / 4, height = block_rows(a);
   const uint32_t* values = (const uint32_t*)a.values;
   static thread_local Scratch scratch;
   for (int64_t item = begin; item < end; item++) {
-    const int64_t block = item / panels * BLOCK, column = item % panels * PANEL;
+    const int64_t block = item / panels * height, column = item % panels * PANEL;
     const uint32_t* right = panel((const uint32_t*)a.packed, lanes, column);
-    for (int64_t first = block; first < least(a.rows, block + BLOCK); first += ROWS) {
+    for (int64_t first = block; first < least(a.rows, block + height); first += ROWS) {
       const int64_t rows = least(ROWS, a.rows - first);
       const uint32_t* left = values + first * lanes;
       if (rows < ROWS) {
