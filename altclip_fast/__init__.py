@@ -43,7 +43,7 @@ _HOMES = {
         "CLIPVisionModel",
         "CLIPVisionModelWithProjection",
     ),
-    "pipeline": ("pipeline",),
+    "pipelines": ("pipeline",),
     "processing.image": ("CLIPImageProcessor",),
     "processing.image_fast": ("CLIPImageProcessorFast",),
     "processing.processors": ("AltCLIPProcessor", "CLIPProcessor"),

@@ -355,11 +355,11 @@ class Planned(NamedTuple):
 
 
 @functools.cache
-def plan(with_candidates: bool) -> tuple[list[Planned], list[Source]]:
+def plan(dtypes: tuple[torch.dtype, ...], with_candidates: bool) -> tuple[list[Planned], list[Source]]:
     """What is reported, and what has to be compiled for it; the same in every process."""
     planned, sources, numbers = [], [], {}
     for capability in CAPABILITIES:
-        found = [(dtype, case) for dtype in DTYPES for case in cases(dtype, capability)] + list(_tuned(capability))
+        found = [(dtype, case) for dtype in dtypes for case in cases(dtype, capability)] + list(_tuned(capability))
         for dtype, case in found + (list(_candidates(capability)) if with_candidates else []):
             for recorded in launches(case, capability):
                 needed = source(recorded, capability)
@@ -371,21 +371,22 @@ def plan(with_candidates: bool) -> tuple[list[Planned], list[Source]]:
     return planned, sources
 
 
-def _compile(with_candidates: bool, number: int) -> Code:
-    return compile_source(plan(with_candidates)[1][number])[1]
+def _compile(dtypes: tuple[torch.dtype, ...], with_candidates: bool, number: int) -> Code:
+    return compile_source(plan(dtypes, with_candidates)[1][number])[1]
 
 
-def report(workers: int, with_candidates: bool = False) -> Table:
+def report(workers: int, dtypes: tuple[torch.dtype, ...] = DTYPES, with_candidates: bool = False) -> Table:
     """Compile everything; one `Row` a case and kernel.
 
     Args:
+        dtypes: of the operands; without float16 it is two minutes.
         with_candidates: also what `python -m benchmarks tune` would try, which takes many minutes.
     """
     if launch.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET is 1: an interpreted kernel cannot be compiled; unset it")
-    planned, sources = plan(with_candidates)
+    planned, sources = plan(dtypes, with_candidates)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        codes = list(pool.map(partial(_compile, with_candidates), range(len(sources)), chunksize=2))
+        codes = list(pool.map(partial(_compile, dtypes, with_candidates), range(len(sources)), chunksize=2))
     rows = []
     for case, dtype, recorded, number in planned:
         constants = {p.name: recorded.arguments[p.name] for p in recorded.kernel.params if p.is_constexpr}
@@ -402,12 +403,15 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("kernels", help="compile every Triton kernel ahead of time and read its machine code")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows as JSON lines")
     parser.add_argument("--candidates", action="store_true", help="also what `tune` would try: many minutes")
+    names = [str(dtype).removeprefix("torch.") for dtype in COMPUTE]
+    parser.add_argument("--dtypes", nargs="+", choices=names, metavar="DTYPE", help=f"of {', '.join(names)}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    table = report(options.workers, options.candidates)
+    dtypes = tuple(getattr(torch, name) for name in options.dtypes) if options.dtypes else DTYPES
+    table = report(options.workers, dtypes, options.candidates)
     if options.output:
         lines = [json.dumps({**row._asdict(), "triton": triton.__version__}) for row in table]
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")

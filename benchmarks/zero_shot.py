@@ -28,7 +28,7 @@ from altclip_fast.dispatch import use_backend
 from altclip_fast.embedded.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES
 from altclip_fast.encoder import EMBEDDED, Encoder
 from altclip_fast.models.altclip import AltCLIPModel, AltCLIPTextModel
-from altclip_fast.pipeline import TASK, pipeline
+from altclip_fast.pipelines import TASK, pipeline
 from altclip_fast.processing.image import CLIPImageProcessor
 from altclip_fast.processing.processors import AltCLIPProcessor
 

@@ -1,5 +1,7 @@
 """`af.pipeline`: the call and the output of transformers' zero-shot image classification pipeline."""
 
+import importlib
+
 import pytest
 import torch
 import transformers as hf
@@ -62,3 +64,8 @@ def test_model_forms(altclip_folder, photos):
 def test_bad_calls(altclip_folder, call, error, match):
     with pytest.raises(error, match=match):
         call(altclip_folder)
+
+
+def test_the_function_is_not_hidden_by_its_module():
+    importlib.import_module("altclip_fast.pipelines")
+    assert af.pipeline is af.pipelines.pipeline
