@@ -10,6 +10,7 @@ one shape: so batches are padded to a few buckets, and large ones run in parts t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -44,7 +45,7 @@ class Runtime:
         return "eager"
 
     def image_features(
-        self, pixels: Tensor, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+        self, pixels: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> Tensor:
         """The projected, not normalised embeddings of images.
 
@@ -55,7 +56,7 @@ class Runtime:
         Returns:
             [B, projection_dim] on the model's device. New memory, whatever runs later.
         """
-        return self.model.image_features(pixels.to(self.model.device))
+        return self.model.image_features(pixels.to(self.model.device, non_blocking=True), mean=mean, std=std)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The projected, not normalised embeddings of texts.
