@@ -238,8 +238,8 @@ def test_classifier_equals_transformers(folder, encoder, photos):
 def test_the_text_tower_runs_once(encoder, photos):
     calls = []
     encoder.model.text_model.register_forward_hook(lambda *_: calls.append(1))
-    original = encoder.model.text_model.pooled
-    encoder.model.text_model.pooled = lambda **inputs: calls.append(1) or original(**inputs)
+    original = encoder.model.text_model.pooled_of
+    encoder.model.text_model.pooled_of = lambda tokens: calls.append(1) or original(tokens)
     classify = encoder.classifier(LABELS)
     assert len(calls) == 1
     classify(photos)

@@ -14,6 +14,7 @@ from .base import Model
 from .layers import PostNormLayer, PreNormLayer
 from .outputs import Lazy, later
 from .rows import Rows
+from .stamp import stamp
 
 HiddenStates = bool | int | Sequence[int] | None
 
@@ -120,17 +121,11 @@ def padded(sequence: Tensor | Lazy, rows: Rows) -> Tensor | Lazy:
 def _guarded(layer: nn.Module, after: list[nn.Module], x: Tensor, rows: Rows) -> Any:
     """The layer's full output, later; refused when its weights, or those of what comes after, have changed by then."""
 
-    def stamp() -> list[tuple[int, int, int]]:
-        return [
-            (id(p), p.data_ptr(), 0 if p.is_inference() else p._version)
-            for module in (layer, *after)
-            for p in module.parameters()
-        ]
-
-    before = stamp()
+    modules = nn.ModuleList((layer, *after))
+    before = stamp(modules.parameters())
 
     def compute() -> Tensor:
-        if stamp() != before:
+        if stamp(modules.parameters()) != before:
             raise RuntimeError("last_hidden_state was not read before the model's parameters changed; read it first")
         return layer(x, rows)
 

@@ -1,0 +1,43 @@
+"""How what was derived from parameters can tell that they are no longer the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+Stamp = list[tuple[int, int]]
+
+
+def stamp(tensors: Iterable[Tensor]) -> Stamp:
+    """Differs once a tensor lies elsewhere or was written to through torch.
+
+    A fused optimiser's step and `p.data.add_` write without touching the version: see `probe`.
+    """
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def probe(tensor: Tensor) -> Tensor:
+    """About 64 of the tensor's values, as a view: what a write that nobody counts changes all the same."""
+    flat = tensor.detach().view(-1)
+    return flat[:: max(1, flat.numel() // 64)]
+
+
+def structure(module: nn.Module) -> tuple[Stamp, bool]:
+    """A stamp of the module: its submodules, their parameters and buffers, and whether they train.
+
+    Returns:
+        The stamp, and whether a module in it has hooks, which see every call.
+    """
+    modules: Stamp = []
+    tensors: list[Tensor] = []
+    hooked = False
+    todo: list[nn.Module] = [module]
+    while todo:
+        state = todo.pop().__dict__
+        hooked = hooked or bool(state["_forward_hooks"] or state["_forward_pre_hooks"])
+        modules.append((id(state), state["training"]))
+        tensors += [t for t in state["_parameters"].values() if t is not None]
+        tensors += [t for t in state["_buffers"].values() if t is not None]
+        todo += [child for child in state["_modules"].values() if child is not None]
+    return modules + stamp(tensors), hooked
