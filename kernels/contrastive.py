@@ -585,7 +585,7 @@ def _inverses(a: Tensor, b: Tensor, normalize: bool) -> Inverses:
 
 
 def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
-    tile, warps = tile_of(max(1, x.shape[1]))
+    tile, warps = tile_of(x.shape[1])
     grid = (triton.cdiv(x.shape[0], tile["ROWS"]),)
     launch(_l2_normalize_kernel, grid, x, out, inverse, *x.shape, *x.stride(), **tile, num_warps=warps)
 
@@ -593,7 +593,7 @@ def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
 def _unnormalize(grad: Tensor, factor: Tensor, x: Tensor, normalize: bool) -> Tensor:
     """The gradient of x from that of its normalised rows."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile, warps = tile_of(max(1, x.shape[1]))
+    tile, warps = tile_of(x.shape[1])
     launch(
         _l2_normalize_backward_kernel,
         (triton.cdiv(x.shape[0], tile["ROWS"]),),

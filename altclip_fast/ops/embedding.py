@@ -33,11 +33,11 @@ def _check_patch(
         checks.tensors("patch_embed", pixels=pixels)
     checks.same_device("patch_embed", "pixels", pixels, weight.device)
     checks.shape("patch_embed", "weight", weight, None, None, None, None)
+    if 0 in weight.shape:
+        raise ValueError(f"patch_embed: weight is {checks.describe(weight)}; no dimension may be empty")
     hidden, channels, height, width = weight.shape
     checks.shape("patch_embed", "pixels", pixels, None, channels, None, None)
     checks.shape("patch_embed", "class_embedding", class_embedding, hidden)
-    if min(height, width) < 1:
-        raise ValueError(f"patch_embed: weight is {checks.describe(weight)}; a patch has at least one pixel")
     patches = (pixels.shape[2] // height) * (pixels.shape[3] // width)
     if patches < 1:
         raise ValueError(f"patch_embed: pixels is {checks.describe(pixels)}, less than a patch of {height}x{width}")
