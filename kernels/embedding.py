@@ -31,8 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETED, launch
-from .linear import DOT, precision
+from .launch import launch
+from .linear import multiplying
 from .norm import normalise, tile_of
 from .tuning import Config, configuration
 
@@ -220,8 +220,7 @@ def patch_embed(
         PATCH_H=height,
         PATCH_W=width,
         LINE=line,
-        DOT=tl.float32 if INTERPRETED else DOT[weight.dtype],
-        PRECISION=precision(),
+        **multiplying(weight.dtype),
         **config,
     )
     return out

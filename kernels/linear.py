@@ -463,8 +463,7 @@ def product(
         X=x_kind,
         WEIGHT=weight_kind,
         **epilogue,
-        DOT=tl.float32 if INTERPRETED else DOT[x.dtype],
-        PRECISION=precision(),
+        **multiplying(x.dtype),
         PIECES=_pieces(config),
         **config,
     )
@@ -507,6 +506,11 @@ def _wide(x: Tensor) -> bool:
 
 def _approximate(x: Tensor) -> bool:
     return x.dtype != torch.float32 and not INTERPRETED
+
+
+def multiplying(dtype: torch.dtype) -> dict[str, Any]:
+    """What a kernel multiplies numbers of this dtype as; the interpreter's products of bfloat16 are wrong."""
+    return {"DOT": tl.float32 if INTERPRETED else DOT[dtype], "PRECISION": precision()}
 
 
 def precision() -> str:
