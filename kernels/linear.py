@@ -183,19 +183,13 @@ def _finish(
     total,
     row,
     column,
-    bias_ptr,
-    other_ptr,
-    sum_ptr,
-    out_ptr,
-    M,
-    N,
-    other_row,
-    other_col,
+    around,  # bias, other, sum and out; M, N; the strides of other: as the kernel has them
     ACTIVATION: tl.constexpr,
     DERIVATIVE: tl.constexpr,
     APPROX: tl.constexpr,
 ):
     """The epilogue of some rows and columns whose products are summed."""
+    bias_ptr, other_ptr, sum_ptr, out_ptr, M, N, other_row, other_col = around
     inside = (row < M) & (column < N)
     place = row * N + column
     if bias_ptr is not None:
@@ -277,24 +271,10 @@ def _linear_kernel(
             if PIECES == 4:
                 pieces = _halves(pieces[0]) + _halves(pieces[1])
             WIDTH: tl.constexpr = BLOCK_N // PIECES
+            around = bias_ptr, other_ptr, sum_ptr, out_ptr, M, N, other_row, other_col
             for i in tl.static_range(PIECES):
                 column = (first_n + i * WIDTH + tl.arange(0, WIDTH))[None, :]
-                _finish(
-                    pieces[i],
-                    row,
-                    column,
-                    bias_ptr,
-                    other_ptr,
-                    sum_ptr,
-                    out_ptr,
-                    M,
-                    N,
-                    other_row,
-                    other_col,
-                    ACTIVATION,
-                    DERIVATIVE,
-                    APPROX,
-                )
+                _finish(pieces[i], row, column, around, ACTIVATION, DERIVATIVE, APPROX)
         else:
             column = (first_n + tl.arange(0, BLOCK_N))[None, :]
             part = (work % SPLIT_K) * M
@@ -325,22 +305,8 @@ def _linear_reduce_kernel(
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for part in tl.static_range(SPLIT_K):
         total += tl.load(parts_ptr + (part * M + row) * N + column, inside, 0.0)
-    _finish(
-        total,
-        row,
-        column,
-        bias_ptr,
-        other_ptr,
-        sum_ptr,
-        out_ptr,
-        M,
-        N,
-        other_row,
-        other_col,
-        ACTIVATION,
-        DERIVATIVE,
-        APPROX,
-    )
+    around = bias_ptr, other_ptr, sum_ptr, out_ptr, M, N, other_row, other_col
+    _finish(total, row, column, around, ACTIVATION, DERIVATIVE, APPROX)
 
 
 def linear(
