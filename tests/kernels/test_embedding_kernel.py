@@ -89,6 +89,14 @@ def test_patches_of_every_shape(patch):
     assert_parity("patch_embed", picture(1, 35, 140, patch, 11, 2), backend="triton")
 
 
+@pytest.mark.parametrize("width, copied", [(14, True), (16, False)])
+def test_weights_are_copied_for_their_padding_only(width, copied):
+    args = picture(patch=(7, width))
+    with recording(90) as launches:
+        kernel.patch_embed(*args)
+    assert (launches[0].arguments["weight_ptr"].data_ptr() != args[1].data_ptr()) == copied
+
+
 def test_a_remainder_is_not_read():
     """Lines and columns beyond the last whole patch."""
     x, *rest = picture(2, 31, 45)
