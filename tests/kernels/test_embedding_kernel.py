@@ -161,8 +161,9 @@ def test_float64_is_refused():
 def test_ids_outside_of_a_table_give_nan_and_read_nothing():
     ids, positions, types, *rest = sentence(7)
     truth = text_embed.reference(ids, positions, types, *rest)
+    tables = (torch.cat([table, table, table])[len(table) : -len(table)] for table in rest[:3])  # numbers around them
     ids[2], positions[3], types[4], ids[5] = 50, -1, 2, -(2**40)
-    found = run(text_embed, *all_fenced((ids, positions, types, *rest)))
+    found = run(text_embed, ids, positions, types, *tables, *rest[3:])
     assert found[2:6].isnan().all()
     torch.testing.assert_close(found[[0, 1, 6]], truth[[0, 1, 6]])
 
