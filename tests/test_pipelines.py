@@ -36,6 +36,7 @@ def test_one_image_or_a_list(altclip_folder, photos):
     assert isinstance(pipe([photos[0]], LABELS)[0], list)
     assert pipe(images=photos[0], candidate_labels=LABELS) == pipe(photos[0], LABELS)
     assert pipe([], LABELS) == []
+    assert pipe((photo for photo in photos[:1]), LABELS) == pipe([photos[0]], LABELS)
 
 
 def test_model_forms(altclip_folder, photos):
@@ -58,7 +59,8 @@ def test_model_forms(altclip_folder, photos):
         (lambda f: af.pipeline(TASK, model=f)("a.jpg"), ValueError, "no candidate_labels"),
         (lambda f: af.pipeline(TASK, model=f)("a.jpg", []), ValueError, "labels is empty"),
         (lambda f: af.pipeline(TASK, model=f)("absent.jpg", ["a"]), OSError, "absent.jpg"),
-        (lambda f: af.pipeline(TASK, model=f)("a.jpg", ["a"], hypothesis_template="x"), ValueError, "template"),
+        (lambda f: af.pipeline(TASK, model=f)("a.jpg", ["a"], hypothesis_template="x"), ValueError, "template is 'x'"),
+        (lambda f: af.pipeline(TASK, model=f)("a.jpg", ["a"], hypothesis_template=None), TypeError, "template is None"),
     ],
 )
 def test_bad_calls(altclip_folder, call, error, match):
