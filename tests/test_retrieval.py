@@ -221,4 +221,4 @@ def test_command(capsys, altclip_folder, photo_paths, tmp_path):
     assert lines[0] == "a temple" and lines[1] == f"  {expected.scores[0, 0]:.4f}  {expected.indices[0, 0]}"
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments[:6])
-    assert stop.value.code == 1 and "--text or --image" in capsys.readouterr().err
+    assert stop.value.code == 2 and "--text or --image" in capsys.readouterr().err
