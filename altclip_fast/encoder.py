@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from . import ops
 from .auto import AutoModel, AutoProcessor
+from .models.base import stamp
 from .models.joint import DualEncoder
 from .notices import warn_once
 from .processing.loading import load_image
@@ -218,7 +219,8 @@ class Encoder:
         sentences = [fill_template(template, label) for template in templates for label in labels]
         if not sentences:
             raise ValueError("template is an empty list; at least one sentence with {} is needed")
-        key = (tuple(sentences), len(templates), _weights_version(self.model))
+        weights = (*self.model.text_model.parameters(), *self.model.text_projection.parameters())
+        key = (tuple(sentences), len(templates), hash(stamp(weights)))
         if key not in self._labels:
             found = self.encode_text(sentences, show_progress_bar=False).view(len(templates), len(labels), -1)
             self._labels[key] = found[0] if len(templates) == 1 else ops.l2_normalize(found.mean(0))
@@ -331,12 +333,6 @@ def fill_template(template: str, label: str) -> str:
     if "\0" not in marked:
         raise ValueError(f"template is {template!r}; it needs {{}} where the label goes")
     return filled
-
-
-def _weights_version(model: DualEncoder) -> int:
-    """Changes when the text side's weights do (but for changes that bypass torch's version counter)."""
-    weights = [*model.text_model.parameters(), *model.text_projection.parameters()]
-    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
 
 
 def _check_batching(batch_size: int) -> None:

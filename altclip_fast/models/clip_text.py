@@ -12,7 +12,7 @@ from .. import ops
 from ..config import CLIPTextConfig
 from .base import normal_
 from .layers import LayerNorm, PreNormLayer, embedding
-from .outputs import BaseModelOutputWithPooling, Lazy
+from .outputs import BaseModelOutputWithPooling, then
 from .rows import Rows
 from .text import Facts, TextTower
 from .tower import HiddenStates, padded
@@ -96,16 +96,11 @@ class CLIPTextTower(TextTower):
         x, rows = self._embed(input_ids, attention_mask, position_ids, dense, pooled_only=False)
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=padded(self._normalised(sequence), rows),
+            last_hidden_state=padded(then(sequence, self.final_norm), rows),
             pooler_output=self.final_norm(pooled),
             **record.fields(rows),
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
-
-    def _normalised(self, sequence: Tensor | Lazy) -> Tensor | Lazy:
-        if isinstance(sequence, Lazy):
-            return Lazy(lambda: self.final_norm(sequence()))
-        return self.final_norm(sequence)
 
     def _embed(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .base import Model
+from .base import Model, stamp
 from .layers import PostNormLayer, PreNormLayer
 from .outputs import Lazy, later
 from .rows import Rows
@@ -120,17 +120,13 @@ def padded(sequence: Tensor | Lazy, rows: Rows) -> Tensor | Lazy:
 def _guarded(layer: nn.Module, after: list[nn.Module], x: Tensor, rows: Rows) -> Any:
     """The layer's full output, later; refused when its weights, or those of what comes after, have changed by then."""
 
-    def stamp() -> list[tuple[int, int, int]]:
-        return [
-            (id(p), p.data_ptr(), 0 if p.is_inference() else p._version)
-            for module in (layer, *after)
-            for p in module.parameters()
-        ]
+    def now() -> tuple:
+        return stamp(p for module in (layer, *after) for p in module.parameters())
 
-    before = stamp()
+    before = now()
 
     def compute() -> Tensor:
-        if stamp() != before:
+        if now() != before:
             raise RuntimeError("last_hidden_state was not read before the model's parameters changed; read it first")
         return layer(x, rows)
 
