@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import CLIPTextConfig
 from .base import normal_
-from .layers import LayerNorm, PreNormLayer, embedding
+from .layers import LayerNorm, embedding
 from .outputs import BaseModelOutputWithPooling, then
 from .rows import Rows
 from .text import Facts, TextTower
-from .tower import HiddenStates, padded
-from .vision import init_pre_norm_layers
+from .tower import HiddenStates, init_pre_norm_layers, padded, pre_norm_layers
 
 
 class CLIPTextTower(TextTower):
@@ -30,17 +29,7 @@ class CLIPTextTower(TextTower):
         hidden, eps = config.hidden_size, config.layer_norm_eps
         self.token_embedding = embedding(config.vocab_size, hidden)
         self.position_embedding = embedding(config.max_position_embeddings, hidden)
-        self.layers = nn.ModuleList(
-            PreNormLayer(
-                hidden,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.hidden_act,
-                eps,
-                config.attention_dropout or 0.0,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.layers = pre_norm_layers(config)
         self.final_norm = LayerNorm(hidden, eps)
         factor = config.initializer_factor
         normal_(self.token_embedding.weight, factor * 0.02)
