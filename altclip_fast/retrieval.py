@@ -6,6 +6,7 @@ The index goes by in chunks, which a memory map brings from the file when they a
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,7 +115,7 @@ def _npy(path: Path, name: str | None) -> Iterator[Tensor]:
 
     _refuse_name(name, repr(path.name))
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # private: torch takes no read-only memory
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise OSError(f"search: {path.name!r} cannot be mapped: {error}") from error
     if not isinstance(array, np.ndarray):
@@ -177,7 +178,9 @@ def _tensor(what: str, value: Any) -> Tensor:
         return value.detach()
     if type(value).__module__.partition(".")[0] == "numpy":
         try:
-            return torch.from_numpy(value if value.flags.writeable else value.copy())
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+                return torch.from_numpy(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"search: {what} is an array of {value.dtype}, which torch does not take") from error
     raise TypeError(f"search: {what} must be a tensor or an array, not {type(value).__name__}")

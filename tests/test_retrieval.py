@@ -177,12 +177,13 @@ def test_an_archive_is_no_array(tmp_path, queries):
         af.search(tmp_path / "index.npy", queries)
 
 
-def test_a_file_is_not_read_into_memory(tmp_path):
+@pytest.mark.parametrize("given", ["{file!r}", "numpy.load({file!r}, mmap_mode='r')"])
+def test_a_file_is_not_read_into_memory(tmp_path, given):
     """Growth of the process' own memory in MiB while 240 MB are searched."""
     file = tmp_path / "index.npy"
     np.save(file, np.ones((300_000, 200), dtype=np.float32))
     code = f"""
-import threading, torch, altclip_fast as af
+import numpy, threading, torch, altclip_fast as af
 def own(): return int(next(x for x in open("/proc/self/status") if x.startswith("RssAnon")).split()[1]) / 1024
 queries = torch.randn(8, 200)
 af.search(torch.randn(600, 200), queries, 10)
@@ -192,12 +193,12 @@ def watch():
     while not done: most = max(most, own())
 thread = threading.Thread(target=watch)
 thread.start()
-af.search({str(file)!r}, queries, 10)
+af.search({given.format(file=str(file))}, queries, 10)
 done = True
 thread.join()
 print(most - before)
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert float(told.stdout) < 64
 
