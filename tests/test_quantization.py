@@ -11,7 +11,7 @@ from altclip_fast.embedded import captions, digits, scenes
 from altclip_fast.embedded.evaluate import PAIRS
 from altclip_fast.models.layers import Linear
 from altclip_fast.ops.int8 import Int8Weight
-from altclip_fast.quantization import quantize
+from altclip_fast.quantization import STORED, quantize
 from altclip_fast.testing.embeddings import INT8, INT8_LABELS
 
 NAMES = ["embedded", "embedded-clip"]
@@ -147,6 +147,28 @@ def test_saved_and_loaded(both, tmp_path, dtype):
     kind = af.AltCLIPVisionModel if isinstance(small, af.AltCLIPModel) else af.CLIPVisionModel
     tower = kind.from_pretrained(tmp_path)
     assert torch.equal(tower.state_dict()["layers.0.mlp.fc1.weight"], small.vision_model.layers[0].mlp.fc1.weight)
+
+
+def test_the_stored_weights_are_quantised_whatever_the_dtype(both):
+    small = af.load(NAMES[isinstance(both[1].model, af.CLIPModel)], device="cpu", dtype="bfloat16", quantization="int8")
+    assert small.dtype is torch.bfloat16
+    ours, theirs = (linears(model)[0] for model in (small.model, both[1].model))
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_plain_model_of_the_same_configuration_is_saved_as_such(both, tmp_path):
+    both[1].model.save_pretrained(tmp_path / "small")
+    config = type(both[1].model.config).from_pretrained(tmp_path / "small")
+    assert config.quantization_config == STORED
+    type(both[1].model)(config).save_pretrained(tmp_path / "plain")
+    again = type(both[1].model).from_pretrained(tmp_path / "plain")
+    assert all(p.is_floating_point() for p in again.parameters())
+
+
+@pytest.mark.gpu
+def test_refused_on_a_gpu():
+    with pytest.raises(ValueError, match=r"runs on the CPU, and .* is on cuda"):
+        af.load("embedded", device="cuda", quantization="int8")
 
 
 def test_refused(tmp_path):
