@@ -124,6 +124,11 @@ def test_where_the_kernel_cannot_run(layer):
         torch.testing.assert_close(layer(x), in_floats(layer, x))
 
 
+def test_packed_once_whatever_the_factor(layer):
+    x = torch.randn(3, 16)
+    assert layer.packed(x) is layer.packed(x, 1.7) is layer.packed(x, 1.7)
+
+
 def test_other_dtypes_keep_the_scale(layer):
     scale = layer.weight_scale.clone()
     layer.to(torch.bfloat16)
