@@ -169,6 +169,19 @@ def test_the_text_tower_runs_once(encoder, photos):
     assert len(calls) == 2
 
 
+def test_the_labels_asked_for_last_are_kept(encoder):
+    calls = []
+    original = encoder.model.text_model.pooled
+    encoder.model.text_model.pooled = lambda **inputs: calls.append(1) or original(**inputs)
+    first = encoder.classifier(["0"]).embeddings
+    for i in range(40):
+        encoder.classifier([str(i)])
+        assert encoder.classifier(["0"]).embeddings is first
+    assert len(calls) == 40 and len(encoder._labels) < 40
+    encoder.classifier(["1"])
+    assert len(calls) == 41
+
+
 def test_templates_are_averaged(encoder):
     one, two = encoder.classifier(LABELS, "{}"), encoder.classifier(LABELS, "a photo of {}")
     both = encoder.classifier(LABELS, ["{}", "a photo of {}"])

@@ -49,6 +49,14 @@ def test_model_forms(altclip_folder, photos):
     assert af.pipeline(TASK, model, processor=processor)(photos[0], LABELS) == expected
     assert af.pipeline(TASK, af.load(altclip_folder))(photos[0], LABELS) == expected
     assert af.pipeline(TASK, model=altclip_folder, device=-1, dtype=torch.float32)(photos[0], LABELS) == expected
+    for older in ({"torch_dtype": "bfloat16"}, {"dtype": "bfloat16", "torch_dtype": "float32"}):
+        assert af.pipeline(TASK, model=altclip_folder, device_map="cpu", **older).model.dtype is torch.bfloat16
+    assert af.pipeline(TASK, model, processor=processor, device="meta").device.type == "meta"
+
+
+def test_one_place_to_run(altclip_folder):
+    with pytest.raises(ValueError, match="device is 'cpu' and device_map is 'cpu'"):
+        af.pipeline(TASK, model=altclip_folder, device="cpu", device_map="cpu")
 
 
 @pytest.mark.parametrize(
