@@ -197,13 +197,13 @@ class FusedTower(Fused):
     def _while_unchanged(self, stack: Stack, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         outer = [self.module.get_submodule(name) for name in (*self.before, *self.after)]
 
-        def parameters() -> list[nn.Parameter]:
-            return [*stack.parameters(), *(p for module in outer for p in module.parameters())]
+        def now() -> tuple:
+            return stamp((*stack.parameters(), *(p for module in outer for p in module.parameters())))
 
-        before, device = stamp(parameters()), stack.device.type
+        before, device = now(), stack.device.type
 
         def checked() -> Tensor:
-            if not stack.fits() or stamp(parameters()) != before:
+            if not stack.fits() or now() != before:
                 raise RuntimeError("last_hidden_state was not read before the model changed; read it first")
             with torch.autocast(device, enabled=False):
                 return compute()

@@ -6,19 +6,16 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-Stamp = list[tuple[int, int]]
+Stamp = tuple[tuple[int, ...], ...]
 
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:
-    """Differs once a tensor lies elsewhere or was written to through torch.
-
-    A fused optimiser's step and `p.data.add_` write without touching the version: see `probe`.
-    """
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    """Changes when a tensor is replaced, moved or written to (where torch's version counter sees that: see `probe`)."""
+    return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def probe(tensor: Tensor) -> Tensor:
-    """About 64 of the tensor's values, as a view: what a write that nobody counts changes all the same."""
+    """About 64 of the tensor's values, a view: a fused optimiser's step changes them, and nobody counts that."""
     flat = tensor.detach().view(-1)
     return flat[:: max(1, flat.numel() // 64)]
 
@@ -29,7 +26,7 @@ def structure(module: nn.Module) -> tuple[Stamp, bool]:
     Returns:
         The stamp, and whether a module in it has hooks, which see every call.
     """
-    modules: Stamp = []
+    modules: list[tuple[int, ...]] = []
     tensors: list[Tensor] = []
     hooked = False
     todo: list[nn.Module] = [module]
@@ -40,4 +37,4 @@ def structure(module: nn.Module) -> tuple[Stamp, bool]:
         tensors += [t for t in state["_parameters"].values() if t is not None]
         tensors += [t for t in state["_buffers"].values() if t is not None]
         todo += [child for child in state["_modules"].values() if child is not None]
-    return modules + stamp(tensors), hooked
+    return (*modules, *stamp(tensors)), hooked

@@ -13,7 +13,7 @@ from .. import ops
 from ..config import AltCLIPTextConfig
 from .base import normal_, zeros_
 from .layers import LayerNorm, Linear, PostNormLayer, embedding
-from .outputs import BaseModelOutputWithPoolingAndProjection, Lazy
+from .outputs import BaseModelOutputWithPoolingAndProjection, then
 from .text import Facts, TextTower, Tokens
 from .tower import HiddenStates, padded
 
@@ -103,7 +103,7 @@ class XLMRobertaTower(TextTower):
 
     def _pooled(self, tokens: Tokens, given: Tensor | None) -> Tensor:
         x, _ = self.run_layers(self._embed(tokens, given), tokens.rows, self.record(False, False), pooled_only=True)
-        return self.projection(self.final_norm(x))
+        return self._project(x)
 
     def forward(
         self,
@@ -140,16 +140,14 @@ class XLMRobertaTower(TextTower):
         rows = tokens.rows
         pooled, sequence = self.run_layers(self._embed(tokens, embeds), rows, record, pooled_only=False)
         output = BaseModelOutputWithPoolingAndProjection(
-            last_hidden_state=padded(self._project(sequence), rows),
-            pooler_output=self.projection(self.final_norm(pooled)),
+            last_hidden_state=padded(then(sequence, self._project), rows),
+            pooler_output=self._project(pooled),
             **record.fields(rows),
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
 
-    def _project(self, sequence: Tensor | Lazy) -> Tensor | Lazy:
-        if isinstance(sequence, Lazy):
-            return Lazy(lambda: self.projection(self.final_norm(sequence())))
-        return self.projection(self.final_norm(sequence))
+    def _project(self, x: Tensor) -> Tensor:
+        return self.projection(self.final_norm(x))
 
     def _embed(self, tokens: Tokens, given: Tensor | None) -> Tensor:
         assert tokens.types is not None
