@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..notices import warn_once
+
 
 class Recorder(Protocol):
     """What records and runs: CUDA graphs (`cuda.CudaRecorder`), or a stand-in that needs no GPU."""
@@ -124,6 +126,11 @@ class Graphs:
         return result
 
     def _record(self, key: Key, compute: Callable[[Tensor], Tensor], given: Tensor, size: int) -> Graph:
+        warn_once(
+            "recording",
+            "CUDA graphs are being recorded, which takes a moment for each shape that comes again. "
+            "The encoder's warmup() does it ahead; runtime='eager' does without",
+        )
         if self.bytes() > self._budget:
             self.release()
         x = torch.zeros(size, *given.shape[1:], dtype=given.dtype, device=self.recorder.device)
