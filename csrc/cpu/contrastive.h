@@ -14,20 +14,28 @@
 namespace altclip_fast {
 namespace ISA {
 
-// How the words of 32 bits that a row consists of are read and multiplied.
+// How the words of 32 bits that a row consists of are read and multiplied, and how weights become such words, for sums
+// over the columns of a row and for sums over rows.
 template <class T>
 struct Single {
   typedef T Element;
+  typedef Singles Format;
   static constexpr int ELEMENTS = 1;
   static Vector words(const T* p) { return load(p); }
+  static void store_row(float* p, Vector x) { store(p, x); }
+  static Vector of_rows(const Vector* x, int64_t) { return *x; }
   static Vector multiply_add(Vector sum, Vector a, Vector b) { return sum + a * b; }
 };
 
 #if defined(__AVX512BF16__)
 struct Pair {
   typedef bfloat16 Element;
+  typedef Pairs Format;
   static constexpr int ELEMENTS = 2;
   static Vector words(const bfloat16* p) { return (Vector)*(const LooseWord*)p; }
+  static void store_row(float* p, Vector x) { store((bfloat16*)p, x); }
+  static Vector of_rows(const Vector* x, int64_t next) { return (Vector)(halves(x[0]) | halves(x[next]) << 16); }
+  static Word halves(Vector x) { return __builtin_convertvector((Half)_mm512_cvtneps_pbh((__m512)x), Word); }
   static Vector multiply_add(Vector sum, Vector a, Vector b) {
     return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
@@ -300,22 +308,25 @@ inline void add_sums(const Scores& s, const Sums& sums, const Part& part) {
   });
 }
 
-inline void pack_columns(const Table& x, int64_t dim, Dtype dtype, bool normalize, float* panels, int64_t rows,
-                         int64_t begin, int64_t end) {
-  with_element(dtype, [&](auto element) {
-    typedef decltype(element) T;
+// Lanes of rows begin..end as a right operand whose panels are all whole; factor[r] = 1 / |row| or 1, 0 beyond the rows.
+inline void pack_columns(const Table& x, int64_t dim, Dtype dtype, bool normalize, float* panels, float* factor,
+                         int64_t rows, int64_t begin, int64_t end) {
+  with_unit(dtype, [&](auto unit) {
+    typedef decltype(unit) Unit;
+    typedef typename Unit::Element T;
+    const View<T> view = {(const T*)x.data, x.stride, 1, x.rows, dim};
     for (int64_t r = begin; r < end; r++) {
-      const T* row = (const T*)x.data + r * x.stride;
       Vector squares = {};
-      for (int64_t d = 0; d < dim; d += VL) {
-        Vector some = words_at<Single<T>>(row, d, dim);
+      for (int64_t d = 0; r < x.rows && d < dim; d += VL) {
+        const Vector some = view.vector(r, d);
         squares += some * some;
       }
-      const float factor = normalize ? inverse_norm(sum(squares)) : 1.0f;
-      for (int64_t d = 0; d < whole(dim, PANEL); d += VL) {
-        Vector some = d < dim ? words_at<Single<T>>(row, d, dim) * factor : Vector{};
-        *(Vector*)(panels + (d / PANEL * rows + r) * PANEL + d % PANEL) = some;
-      }
+      factor[r] = r >= x.rows ? 0 : normalize ? inverse_norm(sum(squares)) : 1;
+    }
+    for (int64_t d = 0; d < whole(dim, PANEL); d += VL) {
+      float* panel = panels + d / PANEL * PANEL * rows / Unit::ELEMENTS + d % PANEL;
+      for (int64_t i = begin / Unit::ELEMENTS; i < end / Unit::ELEMENTS; i++)
+        *(Vector*)(panel + i * PANEL) = (Vector)Unit::Format::down(view, i, d);
     }
   });
 }
@@ -323,60 +334,66 @@ inline void pack_columns(const Table& x, int64_t dim, Dtype dtype, bool normaliz
 inline void add_gradients(const Scores& s, const Gradients& g, const Part& part) {
   static thread_local Scratch scratch;
   const int64_t block_rows = whole(s.rows, ROWS), dim = whole(s.dim, PANEL);
-  float* weights = scratch.take((block_rows + dim) * PANEL);  // [block_rows][PANEL]: g of a panel
-  float* panels = weights + block_rows * PANEL;  // [dim in panels][PANEL][PANEL]: the rows of b of a panel
+  float* of_rows = scratch.take((2 * block_rows + dim + 1) * PANEL);  // g / |row of b|: [block_rows][PANEL]
+  float* of_columns = of_rows + block_rows * PANEL;  // g / |row of a|: the same, lanes going down the rows
+  float* panels = of_columns + block_rows * PANEL;  // [dim in panels][PANEL][PANEL]: the rows of b of a panel
+  float* factor = panels + dim * PANEL;
   for (int64_t i = 0; i < dim * block_rows; i++) g.rows[i] = 0;
   with_unit(s.dtype, [&](auto unit) {
-    sweep<decltype(unit)>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+    typedef decltype(unit) Unit;
+    typedef typename Unit::Format Format;
+    constexpr int64_t ELEMENTS = Unit::ELEMENTS, LANES = PANEL / ELEMENTS;  // of a row of g
+    sweep<Unit>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+      if (row == 0) {
+        const Table b = {(const typename Unit::Element*)s.b.data + column * s.b.stride, columns, s.b.stride};
+        pack_columns(b, s.dim, s.dtype, s.normalize, panels, factor, PANEL, 0, PANEL);
+      }
       float high[PANEL] = {}, low[PANEL] = {};  // of the columns: the largest, 1 / the sum
       for (int64_t c = 0; c < columns; c++) {
         high[c] = g.column_max[column + c];
         low[c] = 1.0f / g.column_sum[column + c];
       }
-      Vector scale = {};
-      for (int64_t r = 0; r < ROWS; r++) {
-        float* weight = weights + (row + r) * PANEL;
+      Vector weights[ROWS][COLUMNS] = {}, scale = {};
+      for (int64_t r = 0; r < rows; r++) {
+        float* weight = (float*)weights[r];
         for (int64_t c = 0; c < PANEL; c += VL) {
-          if (r >= rows) {
-            *(Vector*)(weight + c) = Vector{};
-            continue;
-          }
           const Vector score = *(Vector*)(tile + r * PANEL + c);
           *(Vector*)(weight + c) =
               exp2(score - g.row_max[row + r]) / g.row_sum[row + r] + exp2(score - load(high + c)) * load(low + c);
         }
         for (int64_t c = columns; c < PANEL; c++) weight[c] = 0;
         const int64_t match = row + r + g.offset - column;
-        if (r < rows && match >= 0 && match < columns) weight[match] -= 2;
-        for (int64_t c = 0; r < rows && c < PANEL; c += VL)
-          scale += *(Vector*)(weight + c) * *(Vector*)(tile + r * PANEL + c);
+        if (match >= 0 && match < columns) weight[match] -= 2;
+        for (int64_t c = 0; c < COLUMNS; c++) scale += weights[r][c] * *(Vector*)(tile + r * PANEL + c * VL);
       }
       *g.scale += sum(scale);
+      for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t c = 0; c < COLUMNS; c++) {
+          Unit::store_row(of_rows + (row + r) * LANES + c * VL / ELEMENTS, weights[r][c] * load(factor + c * VL));
+          weights[r][c] *= g.factor[row + r];
+        }
+      for (int64_t r = 0; r < ROWS; r += ELEMENTS)
+        for (int64_t c = 0; c < COLUMNS; c++)
+          *(Vector*)(of_columns + (row + r) * LANES + c * VL) = Unit::of_rows(&weights[r][c], COLUMNS);
       if (row + rows < s.rows) return;
 
       // The last block of the panel: its weights are complete.
-      const Table b = {(const char*)s.b.data + column * s.b.stride * (s.dtype == Dtype::Float32 ? 4 : 2), columns,
-                       s.b.stride};
-      for (int64_t i = 0; columns < PANEL && i < dim * PANEL; i++) panels[i] = 0;
-      pack_columns(b, s.dim, s.dtype, s.normalize, panels, PANEL, 0, columns);
       for (int64_t d = 0; d < dim; d += PANEL) {
-        const float* right = g.panels + d * block_rows;
-        for (int64_t c = 0; c < columns; c += ROWS) {
-          const int64_t some = least(ROWS, columns - c);
-          tile_rows<Singles>(some, weights + c, 1, PANEL, right, s.rows, [&](int r, int v, Vector x) {
+        for (int64_t c = 0; c < columns; c += ROWS)
+          tile_rows<Format>(least(ROWS, columns - c), of_columns + c, 1, PANEL, g.panels + d * block_rows / ELEMENTS,
+                            over(s.rows, ELEMENTS), [&](int r, int v, Vector x) {
             float* place = g.columns + (column + c + r) * s.dim + d + v * VL;
             const int64_t left = s.dim - d - v * VL;
             if (left >= VL) store(place, load(place) + x);
             else
               for (int64_t i = 0; i < left; i++) place[i] += x[i];
           });
-        }
         for (int64_t r = 0; r < block_rows; r += ROWS)
-          tile_rows<Singles>(ROWS, weights + r * PANEL, PANEL, 1, panels + d * PANEL, columns,
-                                        [&](int i, int v, Vector x) {
-                                          Vector* place = (Vector*)(g.rows + d * block_rows + (r + i) * PANEL + v * VL);
-                                          *place += x;
-                                        });
+          tile_rows<Format>(ROWS, of_rows + r * LANES, LANES, 1, panels + d * LANES, over(columns, ELEMENTS),
+                            [&](int i, int v, Vector x) {
+            Vector* place = (Vector*)(g.rows + d * block_rows + (r + i) * PANEL + v * VL);
+            *place += x;
+          });
       }
     });
   });
