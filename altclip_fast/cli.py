@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = options.run(options)
     except (ValueError, TypeError, OSError) as error:
-        print(f"altclip-fast {options.command}: {error}", file=sys.stderr)
+        message = str(error).removeprefix(f"{options.command}: ")
+        print(f"altclip-fast {options.command}: {message}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="texts, which come after the images")
     embed.add_argument("--output", metavar="FILE.npy", help="write float32 [N, D] there; else JSON lines to stdout")
     _add_model_options(embed)
-    embed.set_defaults(run=_embed)
+    embed.set_defaults(run=_embed, refuse=embed.error)
 
     search = commands.add_parser(
         "search",
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--check-finite", action="store_true", help="refuse an index with NaN or infinity")
     _add_model_options(search)
     search.add_argument("--json", action="store_true", help="write JSON, one list entry a query")
-    search.set_defaults(run=_search)
+    search.set_defaults(run=_search, refuse=search.error)
 
     demo = commands.add_parser(
         "demo",
@@ -168,7 +169,7 @@ def _print_ranks(rows: list[dict[str, Any]]) -> None:
 def _embed(options: argparse.Namespace) -> int:
     inputs = [*options.images, *options.text]
     if not inputs:
-        raise ValueError("nothing to embed; give image files, or --text")
+        options.refuse("nothing to embed; give image files, or --text")
     encoder = _load(options)
     images = encoder.encode_image(options.images, batch_size=options.batch_size)
     rows = [*images.tolist(), *encoder.encode_text(options.text, batch_size=options.batch_size).tolist()]
@@ -184,11 +185,12 @@ def _embed(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     import torch
 
-    from .retrieval import search
+    from .retrieval import check_file, search
 
     inputs = [*options.text, *options.image]
     if not inputs:
-        raise ValueError("nothing to search for; give --text or --image")
+        options.refuse("nothing to search for; give --text or --image")
+    check_file(options.index)
     encoder = _load(options)
     queries = torch.cat(
         [

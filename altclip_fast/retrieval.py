@@ -89,20 +89,29 @@ def _best(a: SearchResult, b: SearchResult, k: int) -> SearchResult:
 
 
 def _chunks(index: Any, name: str | None, fewest: int) -> Iterator[Tensor]:
-    parts = _file(Path(index), name) if isinstance(index, str | os.PathLike) else iter([_tensor("index", index)])
+    if isinstance(index, str | os.PathLike):
+        path = check_file(index)
+        parts = READERS[path.suffix](path, name)
+    else:
+        parts = iter([_tensor("index", index)])
     for part in parts:
         if part.dim() != 2 or part.dtype not in DTYPES:
             raise ValueError(f"search: index is {describe(part)}; [M, D] float32, bfloat16 or float16 is needed")
         yield from part.split(max(fewest, CHUNK_BYTES // max(1, part.shape[1] * part.element_size())))
 
 
-def _file(path: Path, name: str | None) -> Iterator[Tensor]:
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """The path of an index that there is, of a kind that `search` reads.
+
+    Raises:
+        OSError, ValueError: there is no such file, or its name ends otherwise.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"search: there is no file {str(path)!r}")
-    readers = {".npy": _npy, ".safetensors": _safetensors, ".parquet": _parquet}
-    if path.suffix not in readers:
-        raise ValueError(f"search: {path.name!r} ends with none of {', '.join(readers)}")
-    return readers[path.suffix](path, name)
+    if path.suffix not in READERS:
+        raise ValueError(f"search: {path.name!r} ends with none of {', '.join(READERS)}")
+    return path
 
 
 def _npy(path: Path, name: str | None) -> Iterator[Tensor]:
@@ -142,6 +151,9 @@ def _parquet(path: Path, name: str | None) -> Iterator[Tensor]:
             if len(lists) and len(numbers) % len(lists):
                 raise ValueError(f"search: the embeddings in {path.name!r} are not of one length")
             yield torch.from_numpy(numbers).reshape(len(lists), -1)
+
+
+READERS = {".npy": _npy, ".safetensors": _safetensors, ".parquet": _parquet}
 
 
 def _chosen(path: Path, name: str | None, names: list[str]) -> str:
