@@ -142,7 +142,7 @@ __attribute__((noinline)) void multiply_rows(const float* a, int64_t a_row, cons
   if (full < words_of<Unit>(dim)) add(full, [&](const auto* row) { return words_at<Unit>(row, full, dim); });
   for (int64_t i = 0; i < full; i += VL)
     add(i, [&](const auto* row) {
-      __builtin_prefetch(row + C * b_row + i * Unit::ELEMENTS);
+      __builtin_prefetch(row + COLUMNS * b_row + i * Unit::ELEMENTS);
       return Unit::words(row + i * Unit::ELEMENTS);
     });
 #pragma GCC unroll 8
