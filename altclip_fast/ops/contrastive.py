@@ -223,13 +223,7 @@ def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     return contrastive.similarity_softmax(a, b, scale, normalize)
 
 
-def _cpu_takes_softmax(a: Tensor, *_: object) -> bool | str:
-    if a.dtype is torch.bfloat16 and forced_backend() != "cpu":
-        return "in bfloat16 torch's own product and softmax are faster"
-    return _cpu_takes(a)
-
-
-@similarity_softmax.backend("cpu", when=_cpu_takes_softmax)
+@similarity_softmax.backend("cpu", when=_cpu_takes)
 def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     return native.kernels().similarity_softmax_cpu(_rows(a), _rows(b), scale, normalize)
 
