@@ -148,11 +148,15 @@ def _head_table(runs: Sequence[list[Row]]) -> str:
         of = {row.system: row for row in run}
         own, peers = of[OURS], [row.median for name, row in of.items() if name != OURS]
         fastest = min(row.median for row in run)
-        cells = [_bold(f"{of[n].median * 1e3:.3g}", of[n].median == fastest) if n in of else "" for n in names]
+        cells = [_bold(_milliseconds(of[n].median), of[n].median == fastest) if n in of else "" for n in names]
         ahead = f"{min(peers) / own.median:.2f} x" if peers else ""
         memory = "" if own.peak_memory is None else f"{own.peak_memory / 2**20:.0f}"
         lines.append([own.subject, own.work, own.dtype, *cells, ahead, _percent(own.share), memory])
     return f"The joint head, milliseconds a call, {runs[0][0].shape}:\n\n{_markdown(lines)}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:,.0f}"
 
 
 def _percent(share: float | None) -> str:
