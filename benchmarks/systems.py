@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from altclip_fast.dispatch import use_backend
 
+from .clock import on_gpu
 from .workloads import Job
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
@@ -27,17 +28,19 @@ class Unavailable(Exception):
 
 
 class Running(NamedTuple):
-    """A system that is ready: inputs -> embeddings [B, D]; and how it was set up."""
+    """A system that is ready: inputs -> embeddings [B, D]; how it was set up; and what it is called within."""
 
     embed: Embed
     backend: str
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered outside of what is timed
 
 
 class System(NamedTuple):
-    """How a system is started, and what it computes in."""
+    """How a system is started, what it computes in, and where."""
 
     start: Callable[[Job], Running]
     dtypes: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu",)
 
 
 def package(name: str, install: str | None = None) -> Any:
@@ -57,9 +60,9 @@ def own_model(job: Job) -> nn.Module:
     home = importlib.import_module(f"altclip_fast.models.{'altclip' if 'AltCLIP' in job.class_name else 'clip'}")
     kind = getattr(home, job.class_name)
     if job.dtype != "int8":
-        return kind.from_pretrained(job.folder, dtype=job.dtype)
+        return kind.from_pretrained(job.folder, dtype=job.dtype, device=job.device)
     try:
-        return kind.from_pretrained(job.folder, dtype="bfloat16", quantization="int8")
+        return kind.from_pretrained(job.folder, dtype="bfloat16", device=job.device, quantization="int8")
     except ValueError as error:
         raise Unavailable(str(error)) from error
 
@@ -78,10 +81,10 @@ def _own(job: Job, backend: str | None) -> Running:
     model = own_model(job)
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
-        with torch.inference_mode(), use_backend(backend) if backend else nullcontext():
+        with torch.inference_mode():
             return embedding(model, job.tower, inputs)
 
-    return Running(embed, backend or "chosen by itself")
+    return Running(embed, backend or "chosen by itself", partial(use_backend, backend) if backend else nullcontext)
 
 
 def transformers_model(job: Job, attention: str) -> nn.Module:
@@ -90,7 +93,7 @@ def transformers_model(job: Job, attention: str) -> nn.Module:
     transformers.utils.logging.disable_progress_bar()
     dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
     kind = getattr(transformers, job.class_name)
-    return kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype).eval()
+    return kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype).eval().to(job.device)
 
 
 def transformers_module(job: Job, attention: str) -> nn.Module:
@@ -147,16 +150,21 @@ def _called(module: nn.Module) -> Embed:
     return embed
 
 
-def compiled(module: nn.Module) -> nn.Module:
-    """A module as torch.compile makes it for inference: to be called without gradients."""
+def compiled(module: nn.Module, device: str = "cpu") -> nn.Module:
+    """A module as torch.compile makes it for inference: to be called without gradients.
+
+    On a GPU each size of batch is compiled by itself, with CUDA graphs, and the result of a call lives until the next.
+    """
+    if on_gpu(device):
+        return torch.compile(module, mode="max-autotune", dynamic=False)
     from torch._inductor import config
 
     config.freezing = True
     return torch.compile(module)
 
 
-def _compiled(module: nn.Module) -> Embed:
-    fast = compiled(module)
+def _compiled(module: nn.Module, device: str = "cpu") -> Embed:
+    fast = compiled(module, device)
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -166,7 +174,8 @@ def _compiled(module: nn.Module) -> Embed:
 
 
 def _torch_compile(job: Job) -> Running:
-    return Running(_compiled(transformers_module(job, "sdpa")), "inductor, freezing, sdpa")
+    how = "max-autotune, CUDA graphs" if on_gpu(job.device) else "freezing"
+    return Running(_compiled(transformers_module(job, "sdpa"), job.device), f"inductor, {how}, sdpa")
 
 
 def _torchao(job: Job) -> Running:
@@ -302,15 +311,16 @@ def _quantize_openvino(source: Path, job: Job, file: Path) -> None:
 
 
 FLOATS = ("float32", "bfloat16")
+EVERYWHERE = ("cpu", "cuda")
 OURS = "altclip_fast"
 NO_PEERS = (OURS, "accelerated", "reference")  # this library, in one form or another
 SYSTEMS = {
-    OURS: System(partial(_own, backend=None), (*FLOATS, "int8")),
-    "accelerated": System(_accelerated, FLOATS),
-    "reference": System(partial(_own, backend="reference"), FLOATS),
-    "transformers-eager": System(partial(_transformers, attention="eager"), FLOATS),
-    "transformers-sdpa": System(partial(_transformers, attention="sdpa"), FLOATS),
-    "torch-compile": System(_torch_compile, FLOATS),
+    OURS: System(partial(_own, backend=None), (*FLOATS, "int8"), EVERYWHERE),
+    "accelerated": System(_accelerated, FLOATS, EVERYWHERE),
+    "reference": System(partial(_own, backend="reference"), FLOATS, EVERYWHERE),
+    "transformers-eager": System(partial(_transformers, attention="eager"), FLOATS, EVERYWHERE),
+    "transformers-sdpa": System(partial(_transformers, attention="sdpa"), FLOATS, EVERYWHERE),
+    "torch-compile": System(_torch_compile, FLOATS, EVERYWHERE),
     "onnxruntime": System(_onnxruntime, ("float32", "int8")),
     "openvino": System(_openvino, (*FLOATS, "int8")),
     "torchao": System(_torchao, ("int8",)),

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 
 from altclip_fast.files import staged, write_text
 from altclip_fast.kernels import launch, tuning
 from altclip_fast.testing import assert_parity
 
 from . import kernels
+from .clock import Clock, inputs, recorded
 from .shapes import MODELS, TINY, Sizes, Work, asked, candidates, works
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -88,45 +88,14 @@ def usable(work: Work, config: tuning.Config, dtype: torch.dtype, device: torch.
 
 def timer(work: Work, config: tuning.Config, dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
     """Seconds a call, measured whenever it is called."""
-    first = work.arguments(dtype, device)
-    size = sum(a.numel() * a.element_size() for a in first if isinstance(a, Tensor))
-    inputs = [first, *(work.arguments(dtype, device) for _ in range(_copies(size, device) - 1))]
+    given = inputs(lambda: work.arguments(dtype, device), device)
 
     def run_all() -> None:
-        for arguments in inputs:
-            work.run(*arguments)
+        with tuning.trying(work.op, config):
+            for arguments in given:
+                work.run(*arguments)
 
-    if device.type != "cuda":
-
-        def once() -> float:
-            start = time.perf_counter()
-            with tuning.trying(work.op, config):
-                run_all()
-            return (time.perf_counter() - start) / len(inputs)
-
-        return once
-    graph, begin, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with tuning.trying(work.op, config):
-        run_all()
-        torch.cuda.synchronize(device)
-        with torch.cuda.graph(graph):
-            run_all()
-
-    def replay() -> float:
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / len(inputs)
-
-    return replay
-
-
-def _copies(size: int, device: torch.device) -> int:
-    """Inputs of so many bytes that are together twice the L2."""
-    if device.type != "cuda":
-        return 1
-    return min(64, max(2, 2 * torch.cuda.get_device_properties(device).L2_cache_size // max(1, size)))
+    return Clock(recorded(run_all, device), device, len(given)).once
 
 
 def measure(timers: Sequence[Callable[[], float]], rounds: int) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,6 +118,7 @@ class Job:
     batch: int
     dtype: str
     threads: int
+    device: str = field(default="cpu", kw_only=True)
 
     @property
     def tower(self) -> str:
@@ -142,7 +143,8 @@ class Job:
         return [self._inputs(range(i, i + 1)) for i in range(1000, 1000 + CALIBRATING)]
 
     def _inputs(self, numbers: range) -> dict[str, Tensor]:
-        return self._images(numbers) if self.work == "image" else self._texts(numbers)
+        found = self._images(numbers) if self.work == "image" else self._texts(numbers)
+        return {name: x.to(self.device) for name, x in found.items()}
 
     def cost(self) -> Cost:
         """Of one call on the first batch."""
