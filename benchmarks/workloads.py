@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from altclip_fast.config import AltCLIPTextConfig, CLIPTextConfig, CLIPVisionConfig
-from altclip_fast.models.altclip import AltCLIPTextModel
+from altclip_fast.config import AltCLIPConfig, AltCLIPTextConfig, CLIPTextConfig, CLIPVisionConfig
+from altclip_fast.models.altclip import AltCLIPModel, AltCLIPTextModel
 from altclip_fast.models.clip import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 WORKS = {
@@ -101,6 +102,19 @@ def checkpoint(model: str, work: str, parent: Path) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             SIZES[model].model(tower).save_pretrained(folder)
+    return folder
+
+
+def whole(model: str, parent: Path) -> Path:
+    """The folder of an AltCLIP model of these towers with random weights, written under `parent` unless it is there."""
+    size, folder = SIZES[model], parent / f"{model}-whole"
+    if not folder.exists():
+        config = AltCLIPConfig(size.text, size.vision, projection_dim=size.vision["projection_dim"])
+        unfinished = parent / f"{model}-unfinished-{os.getpid()}"
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            AltCLIPModel(config).save_pretrained(unfinished)
+        unfinished.rename(folder)
     return folder
 
 

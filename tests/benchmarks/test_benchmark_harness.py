@@ -236,7 +236,9 @@ def test_rungs_differ_in_what_they_compute(local, job, monkeypatch):
     queries = {}
     for entry in ladder.steps("text77")[2:5]:
         seen.clear()
-        entry.start(task).embed(task.batches()[0])
+        running = entry.start(task)
+        with running.around():
+            running.embed(task.batches()[0])
         queries[entry.name] = tuple(seen)
     assert list(queries.values()) == [(4 * 77, 4 * 77), (46, 46), (46, 4)]
 
