@@ -72,7 +72,11 @@ def recorded(call: Callable[[], Any], device: Device) -> Callable[[], Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+
+    def replay(keeps_its_inputs: Any = call) -> None:
+        graph.replay()
+
+    return replay
 
 
 def inputs(make: Callable[[], tuple], device: Device) -> list[tuple]:

@@ -1,8 +1,8 @@
 """Everything that is to be found out on a GPU, the most valuable first: `python -m benchmarks gpu`.
 
 A section runs in a process of its own. An item that hangs, or ends its process, is a failed item, and the rest of its
-section goes on in a new process. What is found is written as it comes: `checks.jsonl` (one line an item), the rows of
-`<machine>.jsonl`, `notes.txt`. CUDA kernels whose checks of truth all passed are entered in `verified.json`, so that
+section goes on in a new process. What is found is written as it comes: the rows of `<machine>.jsonl`, and in `gpu/`
+`checks.jsonl` (one line an item) and `notes.txt`. CUDA kernels whose checks of truth all passed are entered in `verified.json`, so that
 calls on this architecture take them from now on.
 """
 
@@ -102,9 +102,10 @@ def _run(options: argparse.Namespace) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # read by the processes to come
         options.output = options.output or Path(tempfile.mkdtemp(prefix="altclip-fast-rehearsal-"))
     output = options.output or rows.RESULTS
-    output.mkdir(parents=True, exist_ok=True)
     with models.weights(options.weights) as weights:
+        weights.mkdir(parents=True, exist_ok=True)
         setting = Setting(options.device, output.resolve(), weights.resolve(), options.threads, options.rounds)
+        setting.found.mkdir(parents=True, exist_ok=True)
         return run(options.only, setting, options.seconds)
 
 
@@ -124,7 +125,7 @@ def run(names: Sequence[str], setting: Setting, seconds: float | None = None) ->
         if section.gate and on_gpu(setting.device):
             major, minor = torch.cuda.get_device_capability()
             record(VERIFIED, f"sm_{major}{minor}", courses[name], proof=name == "truth")
-            shutil.copy(VERIFIED, setting.output)
+            shutil.copy(VERIFIED, setting.found)
     print(told(courses))
     print(f"written to {setting.output}")
     return 1 if any(wrong(SECTIONS[name], course) for name, course in courses.items()) else 0
@@ -268,7 +269,7 @@ def _write(setting: Setting, this: rows.Run, result: Result, found: Sequence[row
     note = f"== {this.run} {result.section}: {result.name}: {result.outcome}\n{result.told}\n\n"
     with WRITING:
         for name, text in (("checks.jsonl", f"{line}\n"), ("notes.txt", note if result.told else "")):
-            with open(setting.output / name, "a", encoding="utf-8") as file:
+            with open(setting.found / name, "a", encoding="utf-8") as file:
                 file.write(text)
         if found:
             rows.append(setting.output / f"{found[0].machine}.jsonl", found)

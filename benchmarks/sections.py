@@ -50,6 +50,11 @@ class Setting:
         return not on_gpu(self.device)
 
     @property
+    def found(self) -> Path:
+        """The folder for all that is no row."""
+        return self.output / "gpu"
+
+    @property
     def extent(self) -> Extent:
         return SMALL if self.small else FULL
 
@@ -233,11 +238,11 @@ def tuning(setting: Setting) -> Iterator[Item]:
 
 def _tune(op: str, seconds: float, setting: Setting) -> Told:
     device = torch.device(setting.device)
-    file = setting.output / "interpreted.json" if setting.small else tune.table_of(device)
+    file = setting.found / "interpreted.json" if setting.small else tune.table_of(device)
     dtypes, sizes = (("float16",), shapes.TINY) if setting.small else (("bfloat16", "float32"), shapes.MODELS)
     tune.into(file, device, sizes, dtypes, seconds, (op,))
     if not setting.small:
-        shutil.copy(file, setting.output)
+        shutil.copy(file, setting.found)
     return Told(file.read_text(encoding="utf-8"))
 
 

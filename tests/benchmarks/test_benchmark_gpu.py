@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from altclip_fast.dispatch import OPS
 from altclip_fast.kernels import norm
-from benchmarks import gpu, rows, sections, truth
+from benchmarks import gpu, ladder, ops, report, rows, sections, truth
 from benchmarks.__main__ import main
 from benchmarks.gpu import Course, Result
 from benchmarks.sections import Item, Section, Skipped, Told
@@ -23,11 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def setting(tmp_path):
-    return sections.Setting("cpu", tmp_path, tmp_path, 1, 1)
+    made = sections.Setting("cpu", tmp_path, tmp_path, 1, 1)
+    made.found.mkdir()
+    return made
 
 
 def checks(setting):
-    return [json.loads(line) for line in (setting.output / "checks.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (setting.found / "checks.jsonl").read_text().splitlines()]
 
 
 def test_the_rehearsal(tmp_path):
@@ -39,7 +42,7 @@ def test_the_rehearsal(tmp_path):
     verified = gpu.VERIFIED.read_bytes()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (tmp_path / "gpu" / "checks.jsonl").read_text().splitlines()]
     assert {line["section"] for line in found} == set(once)
     assert {line["outcome"] for line in found} == {"passed", "skipped"}
     assert {line["told"] for line in found if line["outcome"] == "skipped"} <= {
@@ -48,8 +51,7 @@ def test_the_rehearsal(tmp_path):
     }
     for op in OPS:
         assert "triton" not in OPS[op].backends or any(line["name"].startswith(f"{op} on triton") for line in found)
-    (file,) = (path for path in tmp_path.glob("*.jsonl") if path.name != "checks.jsonl")
-    assert {row.kind for row in rows.read(file)} == {"ladder", "op", "model", "ceiling"}
+    assert {row.kind for row in report.load(tmp_path)} == {"ladder", "op", "model", "ceiling"}
     assert [line.split()[0] for line in done.stdout.splitlines() if line][-1 - len(once) : -1] == once
     assert gpu.VERIFIED.read_bytes() == verified, "only a GPU can verify"
 
@@ -95,7 +97,7 @@ def test_an_item_that_hangs_or_dies_costs_no_other(setting):
     assert course.over and [line["name"] for line in checks(setting)] == list(outcomes)
     assert [row.subject for row in course.rows] == ["sum"]
     assert rows.read(setting.output / f"{course.rows[0].machine}.jsonl") == course.rows
-    assert "two and two are five" in (setting.output / "notes.txt").read_text()
+    assert "two and two are five" in (setting.found / "notes.txt").read_text()
     table = gpu.told({"some": course}).splitlines()[-1]
     assert table.split()[:4] == ["some", "2", "5", "1"] and "wrong: failed: two and two" in table
 
@@ -207,3 +209,23 @@ def test_one_call_for_a_watching_tool(capsys):
 
     once.main(["--device", "cpu", "--backend", "triton", "--dtype", "float32"])
     assert set(capsys.readouterr().err.split()) == {name for name, op in OPS.items() if "triton" in op.backends}
+
+
+def test_peers_of_attention_compute_the_same(monkeypatch):
+    """Called on a GPU only; here with whatever kernel torch has."""
+    monkeypatch.setattr(ops, "sdpa_kernel", lambda kernel: nullcontext())
+    cases = {case.name: case for case in ops.CASES["attention"](ops.Make(torch.float32), 2)}
+    for name in ("images", "images, one query each"):
+        found = ops.PEERS["attention"](cases[name])
+        assert list(found) == ["sdpa, cuDNN", "sdpa, flash"]
+        wanted = OPS["attention"].reference(*cases[name].args)
+        for call in found.values():
+            torch.testing.assert_close(call(*cases[name].args).transpose(1, 2).flatten(0, 1), wanted)
+    assert ops.PEERS["attention"](cases["texts"]) == {}, "texts differ in length"
+
+
+def test_a_ladder_on_a_gpu():
+    """In bfloat16 from the first rung on, the last one by graphs."""
+    steps = ladder.steps("text77", "cuda")
+    assert {entry.dtype for entry in steps} == {"bfloat16"} and steps[-1].name == "+ CUDA graphs"
+    assert [entry.step for entry in steps] == list(range(len(steps)))
