@@ -29,7 +29,6 @@ M and k only, and so does how the rows of b are parted where sums are made of th
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -37,7 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import INTERPRETED, capability, launch, rows
-from .linear import DOT, precision, processors, product
+from .linear import multiplying, processors, product
 from .norm import tile_of
 from .tuning import Config, configuration
 
@@ -523,7 +522,7 @@ def similarity_topk(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool)
         *a.stride(),
         *b.stride(),
         SLOTS=triton.next_power_of_2(k) if k <= 32 else max(128, triton.next_power_of_2(k)),
-        **_product(a),
+        **multiplying(a.dtype),
         **config,
     )
     return _merge(candidates, a.dtype)
@@ -585,7 +584,7 @@ def _inverses(a: Tensor, b: Tensor, normalize: bool) -> Inverses:
 
 
 def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
-    tile, warps = tile_of(max(1, x.shape[1]))
+    tile, warps = tile_of(x.shape[1])
     grid = (triton.cdiv(x.shape[0], tile["ROWS"]),)
     launch(_l2_normalize_kernel, grid, x, out, inverse, *x.shape, *x.stride(), **tile, num_warps=warps)
 
@@ -593,7 +592,7 @@ def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
 def _unnormalize(grad: Tensor, factor: Tensor, x: Tensor, normalize: bool) -> Tensor:
     """The gradient of x from that of its normalised rows."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile, warps = tile_of(max(1, x.shape[1]))
+    tile, warps = tile_of(x.shape[1])
     launch(
         _l2_normalize_backward_kernel,
         (triton.cdiv(x.shape[0], tile["ROWS"]),),
@@ -636,7 +635,7 @@ def _similarity(
         *a.stride(),
         *b.stride(),
         SOFTMAX=softmax,
-        **_product(a),
+        **multiplying(a.dtype),
         **config,
     )
     return out
@@ -681,7 +680,7 @@ def _log_sums(
         span,
         *a.stride(),
         *b.stride(),
-        **_product(a),
+        **multiplying(a.dtype),
         **config,
     )
     _combine(row_parts, by_row)
@@ -751,7 +750,7 @@ def _score_gradient(
         by_row.stride(0),
         *text.stride(),
         *image.stride(),
-        **_product(text),
+        **multiplying(text.dtype),
         **config,
     )
     return grad, along
@@ -797,10 +796,6 @@ def _merge(candidates: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _exponential(logit_scale: Tensor) -> Tensor:
     return logit_scale.reshape(1).float().exp()
-
-
-def _product(a: Tensor) -> dict[str, Any]:
-    return {"DOT": tl.float32 if INTERPRETED else DOT[a.dtype], "PRECISION": precision()}
 
 
 def _tiles(op: str, a: Tensor, b: Tensor) -> Config:

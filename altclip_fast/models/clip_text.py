@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import CLIPTextConfig
 from .base import normal_
-from .layers import LayerNorm, PreNormLayer, embedding
-from .outputs import BaseModelOutputWithPooling, Lazy
+from .layers import LayerNorm, embedding
+from .outputs import BaseModelOutputWithPooling, then
 from .rows import Rows
 from .text import Facts, TextTower
-from .tower import HiddenStates, padded
-from .vision import init_pre_norm_layers
+from .tower import HiddenStates, init_pre_norm_layers, padded, pre_norm_layers
 
 
 class CLIPTextTower(TextTower):
@@ -30,17 +29,7 @@ class CLIPTextTower(TextTower):
         hidden, eps = config.hidden_size, config.layer_norm_eps
         self.token_embedding = embedding(config.vocab_size, hidden)
         self.position_embedding = embedding(config.max_position_embeddings, hidden)
-        self.layers = nn.ModuleList(
-            PreNormLayer(
-                hidden,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.hidden_act,
-                eps,
-                config.attention_dropout or 0.0,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.layers = pre_norm_layers(config)
         self.final_norm = LayerNorm(hidden, eps)
         factor = config.initializer_factor
         normal_(self.token_embedding.weight, factor * 0.02)
@@ -96,16 +85,11 @@ class CLIPTextTower(TextTower):
         x, rows = self._embed(input_ids, attention_mask, position_ids, dense, pooled_only=False)
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=padded(self._normalised(sequence), rows),
+            last_hidden_state=padded(then(sequence, self.final_norm), rows),
             pooler_output=self.final_norm(pooled),
             **record.fields(rows),
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
-
-    def _normalised(self, sequence: Tensor | Lazy) -> Tensor | Lazy:
-        if isinstance(sequence, Lazy):
-            return Lazy(lambda: self.final_norm(sequence()))
-        return self.final_norm(sequence)
 
     def _embed(
         self,

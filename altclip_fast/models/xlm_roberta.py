@@ -13,7 +13,7 @@ from .. import ops
 from ..config import AltCLIPTextConfig
 from .base import normal_, zeros_
 from .layers import LayerNorm, Linear, PostNormLayer, embedding
-from .outputs import BaseModelOutputWithPoolingAndProjection, Lazy
+from .outputs import BaseModelOutputWithPoolingAndProjection, then
 from .rows import Rows
 from .text import Facts, TextTower
 from .tower import HiddenStates, padded
@@ -99,7 +99,7 @@ class XLMRobertaTower(TextTower):
             pooled_only=True,
         )
         x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
-        return self.projection(self.final_norm(x))
+        return self._project(x)
 
     def forward(
         self,
@@ -136,16 +136,14 @@ class XLMRobertaTower(TextTower):
         )
         pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
         output = BaseModelOutputWithPoolingAndProjection(
-            last_hidden_state=padded(self._project(sequence), rows),
-            pooler_output=self.projection(self.final_norm(pooled)),
+            last_hidden_state=padded(then(sequence, self._project), rows),
+            pooler_output=self._project(pooled),
             **record.fields(rows),
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
 
-    def _project(self, sequence: Tensor | Lazy) -> Tensor | Lazy:
-        if isinstance(sequence, Lazy):
-            return Lazy(lambda: self.projection(self.final_norm(sequence())))
-        return self.projection(self.final_norm(sequence))
+    def _project(self, x: Tensor) -> Tensor:
+        return self.projection(self.final_norm(x))
 
     def _embed(
         self,

@@ -124,6 +124,15 @@ def test_zero_rows_stay_zero():
     torch.testing.assert_close(run(similarity_softmax, x, x)[1], torch.full((5,), 0.2, device=DEVICE))
 
 
+def test_short_rows():
+    """Around the length of 1e-12, below which a row is divided by that."""
+    lengths = torch.tensor([1e-6, 1e-9, 2e-12, 5e-13, 1e-14], device=DEVICE)[:, None]
+    image, text = (torch.nn.functional.normalize(make(5, 24)) for _ in range(2))
+    assert_parity("l2_normalize", (image * lengths,), backend="triton")
+    for args in ((image * lengths[i], text) for i in range(5)):
+        assert_parity("contrastive_loss", (*args, torch.tensor(1.0, device=DEVICE)), backend="triton", gradients=True)
+
+
 def test_nan_stays_in_its_row():
     x = make(5, 24)
     x[2, 7] = NAN
@@ -148,6 +157,12 @@ def test_no_columns():
 def run_empty(op, *args):
     with use_backend("triton"):
         return op(*args)
+
+
+@pytest.mark.parametrize("rows", [8 * 64, 17 * 64 + 5])
+def test_more_blocks_of_rows_than_a_group(rows):
+    """Eight of them share their columns."""
+    assert_parity("similarity", (make(rows, 8), make(150, 8)), backend="triton")
 
 
 # Softmax
