@@ -2,8 +2,8 @@
 
 A section runs in a process of its own. An item that hangs, or ends its process, is a failed item, and the rest of its
 section goes on in a new process. What is found is written as it comes: the rows of `<machine>.jsonl`, and in `gpu/`
-`checks.jsonl` (one line an item) and `notes.txt`. CUDA kernels whose checks of truth all passed are entered in `verified.json`, so that
-calls on this architecture take them from now on.
+`checks.jsonl` (one line an item) and `notes.txt`. CUDA kernels whose checks of truth all passed are entered in
+`verified.json`, so that calls on this architecture take them from now on.
 """
 
 from __future__ import annotations
@@ -189,8 +189,7 @@ class Shard:
 
         try:
             while True:
-                limit = min(end, since + (self.what.each if item else STARTING))
-                if not here.poll(max(0.0, limit - time.monotonic())):
+                if not _heard(here, self.what.each if item else STARTING, end):
                     begun, item = item, item or between
                     late = time.monotonic() >= end
                     if begun or not late:
@@ -217,6 +216,17 @@ class Shard:
                     kill(process.pid or 0, signal.SIGKILL)
             process.join()
             here.close()
+
+
+def _heard(connection: Connection, seconds: float, end: float) -> bool:
+    """Whether something comes within this time; while the machine is suspended, none passes."""
+    for _ in range(max(1, round(seconds))):
+        left = end - time.monotonic()
+        if connection.poll(max(0.0, min(1.0, left))):
+            return True
+        if left <= 1:
+            return False
+    return False
 
 
 def _serve(connection: Connection, items: Items, setting: Setting, part: int, count: int, done: frozenset[str]) -> None:
