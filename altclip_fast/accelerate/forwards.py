@@ -25,9 +25,9 @@ from transformers.models.clip import modeling_clip as clip
 from transformers.utils.generic import can_return_tuple
 
 from ..dispatch import use_backend
-from ..models.base import stamp
 from ..models.outputs import Lazy
 from ..models.rows import Rows, packed_rows, whole_rows
+from ..models.stamp import stamp
 from ..models.text import host_can_read
 from .outputs import late
 from .stack import LAYOUTS, Stack, has_hooks, kind_of

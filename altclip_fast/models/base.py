@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -212,11 +211,6 @@ def normal_(tensor: Tensor, std: float) -> None:
 def zeros_(*tensors: Tensor) -> None:
     for tensor in tensors:
         nn.init.zeros_(tensor)
-
-
-def stamp(parameters: Iterable[Tensor]) -> tuple[tuple[int, int, int], ...]:
-    """Changes when a parameter is replaced, moved or written to (where torch's version counter sees that)."""
-    return tuple((id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
 
 
 def _device(device: torch.device | str | int | None, device_map: Any) -> torch.device | None:

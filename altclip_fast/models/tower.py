@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import AltCLIPVisionConfig, CLIPTextConfig, CLIPVisionConfig
-from .base import Model, normal_, stamp, zeros_
+from .base import Model, normal_, zeros_
 from .layers import PostNormLayer, PreNormLayer
 from .outputs import Lazy, later
 from .rows import Rows
+from .stamp import stamp
 
 HiddenStates = bool | int | Sequence[int] | None
 
