@@ -28,6 +28,7 @@ from torch import Tensor
 
 from altclip_fast.dispatch import OPS, Op
 from altclip_fast.kernels import launch
+from altclip_fast.models.base import Model
 from altclip_fast.report import Table
 
 from . import ceiling, models, report, rows
@@ -112,7 +113,7 @@ def calls(model: str, work: str, batch: int, dtype: torch.dtype) -> list[Call]:
             side = size.vision["image_size"]
             embedding(made, tower, {"pixel_values": torch.empty(batch, 3, side, side, dtype=dtype, device="meta")})
         else:  # how texts are packed is read off their ids: these are real
-            with mock.patch.object(type(made), "device", torch.device("cpu")):
+            with mock.patch.object(Model, "device", torch.device("cpu")):
                 embedding(made, tower, _texts(work, batch))
     return found
 

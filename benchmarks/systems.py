@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +31,21 @@ class Unavailable(Exception):
 
 
 class Running(NamedTuple):
-    """A system that is ready: inputs -> embeddings [B, D]; how it was set up; and what it is called within."""
+    """A system that is ready: inputs -> embeddings [B, D]; how it was set up; and how it is called.
+
+    Attributes:
+        around: what it is called within; entered outside of what is timed.
+        from_host: its inputs lie in the host's memory, whatever it runs on.
+    """
 
     embed: Embed
     backend: str
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered outside of what is timed
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    from_host: bool = False
+
+    def inputs(self, job: Job) -> list[dict[str, Tensor]]:
+        """The batches of a job, where it takes them from."""
+        return (replace(job, device="cpu") if self.from_host else job).batches()
 
 
 class System(NamedTuple):
@@ -102,7 +113,7 @@ def in_runtime(model: DualEncoder, job: Job) -> Running:
                 return runtime.image_features(inputs["pixel_values"])
             return runtime.text_features(inputs["input_ids"], inputs["attention_mask"])
 
-    return Running(embed, f"runtime, {runtime.mode}")
+    return Running(embed, f"runtime, {runtime.mode}", from_host=job.tower == "text")
 
 
 def transformers_model(job: Job, attention: str) -> nn.Module:

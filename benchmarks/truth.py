@@ -26,8 +26,8 @@ from altclip_fast.testing import assert_parity, samples
 from . import harness, workloads
 from .clock import Device, on_gpu
 from .shapes import MODELS, TINY, Sizes, Work, works
-from .systems import embedding, own, own_model
-from .worker import InProcess
+from .systems import embedding, in_runtime, own, own_model
+from .worker import GRAPHED, InProcess
 from .workloads import Job
 
 
@@ -84,7 +84,7 @@ def checks(device: str, extent: Extent, weights: Path) -> Iterator[Check]:
                 run = partial(_as_transformers, work, backend, dtype, device, extent, weights)
                 yield Check(f"model, {work}, {backend or 'backends as chosen'}, {dtype}: as transformers", run)
         run = partial(_model_bits, work, device, extent, weights)
-        yield Check(f"model, {work}: the same bits every time, and alone as in a batch", run)
+        yield Check(f"model, {work}: the same bits every time, alone as in a batch, and by graphs", run)
 
 
 def far_checks(device: str, extent: Extent) -> Iterator[Check]:
@@ -194,6 +194,10 @@ def _model_bits(work: str, device: str, extent: Extent, weights: Path) -> None:
         for row in range(2 if on_gpu(device) else 0):  # numpy, which interprets products, sums a row by its place
             alone = embedding(model, job.tower, {name: x[row : row + 1] for name, x in inputs.items()})
             assert same(alone, together[row : row + 1]), f"input {row} has other bits alone than in a batch"
+        runtime = in_runtime(model, job)
+        (given, *_) = runtime.inputs(job)
+        for turn in range(GRAPHED):
+            assert same(runtime.embed(given), together), f"call {turn + 1} of the runtime gives other bits"
 
 
 def _far(op: str, backend: str, device: str, extent: Extent) -> None:

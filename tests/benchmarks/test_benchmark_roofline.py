@@ -73,8 +73,9 @@ def test_a_tower_calls_what_it_has_to_compute(model, work, batch, tmp_path):
 
 
 def test_texts_are_packed():
-    first = roofline.calls("tiny", "text77", 3, torch.float32)[0]
-    assert first.op == "text_embed" and len(first.args[0]) == sum(workloads.LENGTHS["text77"][:3])
+    for model in ("tiny", "vit-b-32"):
+        first = roofline.calls(model, "text77", 3, torch.float32)[0]
+        assert first.op == "text_embed" and len(first.args[0]) == sum(workloads.LENGTHS["text77"][:3])
 
 
 @pytest.mark.parametrize("rows, tiles, waves", [(128, 4, 1), (128 * 132, 4 * 132, 4), (128 * 132 + 1, 4 * 133, 5)])
