@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import native_specialize_impl
 
-from altclip_fast.kernels import attention, contrastive, embedding, launch, linear, norm, tuning
+from altclip_fast.kernels import attention, contrastive, contrastive_topk, embedding, launch, linear, norm, tuning
 from altclip_fast.report import Table
 
 from . import roofline
@@ -283,7 +283,7 @@ def _contrastive(dtype: torch.dtype, _: int) -> Iterator[Case]:
     yield _call("similarity", "", contrastive.similarity, a, b, 1.0, True)
     yield _call("similarity_softmax", "", contrastive.similarity_softmax, a, b, 1.0, True)
     for k in (1, 10, 100):
-        yield _call("similarity_topk", f"k={k}", contrastive.similarity_topk, a, b, k, 1.0, True)
+        yield _call("similarity_topk", f"k={k}", contrastive_topk.similarity_topk, a, b, k, 1.0, True)
     image = meta(6144, 768, dtype=dtype)  # two chunks of the backward
     loss, back = contrastive.contrastive_loss, contrastive.contrastive_loss_backward
     square = 2 * 6144**2 * 768

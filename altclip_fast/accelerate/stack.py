@@ -8,6 +8,7 @@ of the encoder's modules, and any hook on them, is a refusal: then transformers'
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -271,7 +272,8 @@ def kind_of(module: nn.Module) -> str:
         "hooked": hooks, or a forward of its own.
         "special": parameters of other classes than `nn.Parameter`, such as quantised ones.
     """
-    if "forward" in module.__dict__ or has_hooks(module):
+    own = module.__dict__.get("forward")  # removing the hooks of other libraries leaves the class's own here, bound
+    if has_hooks(module) or (own is not None and own != MethodType(type(module).forward, module)):
         return "hooked"
     for parameter in module._parameters.values():
         if parameter is not None and type(parameter) is not nn.Parameter:

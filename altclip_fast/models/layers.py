@@ -16,7 +16,7 @@ from .. import ops
 from ..dispatch import forced_backend
 from ..ops import int8
 from ..ops.linear import ACTIVATION
-from ..ops.packed import QUICK_GELU, PackedWeight, pack, why_not
+from ..ops.packed import QUICK_GELU, BlockedWeight, PackedWeight, form, pack, why_not
 from .rows import Rows
 from .stamp import Stamp, probe, stamp
 
@@ -63,8 +63,8 @@ class Linear(nn.Linear):
 
     def packed(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """The weight as an op should get it for x: packed, times `factor`, where that is faster; else as it is."""
-        if self.weight_scale is not None:
-            factor = 1.0  # the epilogue of 8-bit products has the activations themselves
+        if self.weight_scale is not None or form(self.weight) is not BlockedWeight:
+            factor = 1.0  # the epilogue of our own products has the activations themselves
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or self._records(x) or not _packs(self.weight):
             return self.weight if self.weight_scale is None else (self.weight * self.weight_scale[:, None]).to(x.dtype)
         kept = self._kept

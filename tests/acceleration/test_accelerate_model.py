@@ -281,6 +281,19 @@ def test_replaced_parts_are_left_to_transformers(make, encoder_left):
         assert encoder_left() and fused(twins.fast) == set()
 
 
+@torch.no_grad()
+def test_a_bound_forward_of_the_class_is_no_change(make, encoder_left):
+    """What accelerate's hooks leave behind."""
+    twins = make("CLIPVisionModel")
+    layer, other = twins.fast.encoder.layers
+    layer.forward = layer.forward
+    twins.assert_same(oracle.pixels(twins.plain))
+    assert not encoder_left()
+    layer.forward = other.forward
+    twins.fast(**oracle.inputs_for(twins.plain))
+    assert encoder_left()
+
+
 SETTINGS = [
     ("CLIPVisionModel", "encoder.layers.1.layer_norm2", "eps", 1.0),
     ("CLIPVisionModel", "encoder.layers.0.self_attn", "scale", 2.0),
