@@ -17,6 +17,7 @@ from altclip_fast.kernels import norm
 from benchmarks import gpu, ladder, ops, report, rows, sections, truth
 from benchmarks.__main__ import main
 from benchmarks.gpu import Course, Result
+from benchmarks.harness import Outcome
 from benchmarks.sections import Item, Section, Skipped, Told
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,6 +181,14 @@ def test_what_passed_is_verified(tmp_path):
     gpu.record(file, "sm_90", Course(results(similarity_argmax=["passed"], similarity=["failed"])), proof=False)
     assert json.loads(file.read_text()) == {"contrastive_loss": ["sm_90"], "similarity": ["sm_80"]}
     assert [path.name for path in tmp_path.iterdir()] == ["verified.json"]
+
+
+def test_what_is_ours_may_not_fail():
+    left_out = {"transformers, sdpa bfloat16": "failed: OSError: none", "+ int8 int8": "there is no kernel"}
+    assert sections._measured(Outcome(left_out=left_out)).failure is None
+    found = sections._measured(Outcome(left_out={**left_out, "+ CUDA graphs bfloat16": "failed: RuntimeError: no"}))
+    assert found.failure == "+ CUDA graphs bfloat16: failed: RuntimeError: no"
+    assert sections._measured(Outcome(refused={"transformers": "off"})).failure == "transformers: off"
 
 
 def test_the_widest_gap():
