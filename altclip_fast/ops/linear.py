@@ -7,6 +7,7 @@ mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
