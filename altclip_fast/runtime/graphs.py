@@ -107,13 +107,13 @@ class Graphs:
             RecordingError: this computation cannot be recorded.
         """
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            if self._stamps.setdefault(key[0], stamp) != stamp:
+            if self._stamps.get(key[0], stamp) != stamp:
                 self.release()
-                self._stamps[key[0]] = stamp
             if key not in self._seen:
                 self._seen.add(key)
                 return compute(given.to(self.recorder.device, non_blocking=True))[:rows]
             graph = self._kept.get(key) or self._record(key, compute, given, size)
+            self._stamps[key[0]] = stamp  # last: recording may have dropped all graphs, and their stamps
             return self._replay(graph, given, rows)
 
     def _replay(self, graph: Graph, given: Tensor, rows: int) -> Tensor:
