@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import ops
+from . import feed, ops
 from .auto import AutoModel, AutoProcessor
+from .feed import Failure
 from .models.joint import DualEncoder
-from .notices import warn_once
-from .processing.loading import load_image
+from .models.stamp import stamp
 from .processing.processors import AltCLIPProcessor, CLIPProcessor
+from .runtime import Runtime
+from .runtime.transfer import arriving, stacked
+from .workers import Workers
 
 TEMPLATE = "This is a photo of {}."
 _KEPT_LABEL_SETS = 16
+Launched = TypeVar("Launched")
 EMBEDDED = {
     "embedded": Path(__file__).with_name("embedded") / "altclip",
     "embedded-clip": Path(__file__).with_name("embedded") / "clip",
 }
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read: its place in the input, what was given, and why."""
-
-    index: int
-    source: str
-    error: str
 
 
 def load(
@@ -43,6 +37,7 @@ def load(
     device: torch.device | str | int | None = None,
     dtype: torch.dtype | str | None = None,
     quantization: str | None = None,
+    runtime: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -56,6 +51,7 @@ def load(
         device: of the model; None is the first CUDA device where there is one, else the CPU.
         dtype: of the model; None keeps the stored one.
         quantization: "int8" computes the encoders' linears with 8-bit numbers, on the CPU.
+        runtime: "graphs" runs the towers by CUDA graphs, "eager" without; None takes graphs on a CUDA device.
         revision, local_files_only, cache_dir, token: for a hub id, as in huggingface_hub.
 
     Raises:
@@ -72,7 +68,7 @@ def load(
     name = EMBEDDED.get(os.fspath(name), name)
     processor = AutoProcessor.from_pretrained(name, **where)
     model = AutoModel.from_pretrained(name, device=device, dtype=dtype, quantization=quantization, **where)
-    return Encoder(model, processor)
+    return Encoder(model, processor, runtime)
 
 
 class Encoder:
@@ -81,19 +77,26 @@ class Encoder:
     Args:
         model: `AltCLIPModel` or `CLIPModel`.
         processor: `AltCLIPProcessor` or `CLIPProcessor`.
+        runtime: "graphs", "eager" or None, see `load`.
 
     Raises:
-        TypeError: either is something else.
+        TypeError: model or processor is something else. ValueError: the runtime is, or cannot run here.
     """
 
-    def __init__(self, model: DualEncoder, processor: AltCLIPProcessor | CLIPProcessor) -> None:
+    def __init__(
+        self, model: DualEncoder, processor: AltCLIPProcessor | CLIPProcessor, runtime: str | None = None
+    ) -> None:
         if not isinstance(model, DualEncoder):
             raise TypeError(f"model must be an AltCLIPModel or a CLIPModel, not {type(model).__name__}")
         if not isinstance(processor, AltCLIPProcessor | CLIPProcessor):
             raise TypeError(f"processor must be an AltCLIPProcessor or a CLIPProcessor, not {type(processor).__name__}")
-        self.model = model.eval()
         self.processor = processor
+        self.runtime = Runtime(model.eval(), runtime)
         self._labels: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @property
+    def model(self) -> DualEncoder:
+        return self.runtime.model
 
     @property
     def device(self) -> torch.device:
@@ -143,25 +146,25 @@ class Encoder:
         if errors not in ("raise", "skip"):
             raise ValueError(f"errors is {errors!r}; choose 'raise' or 'skip'")
         sources = as_list(images)
-        parts: list[Tensor] = []
         failures: list[Failure] = []
-        with torch.inference_mode():
-            for start in _progress(range(0, len(sources), batch_size), "images", show_progress_bar):
-                pixels = []
-                for index in range(start, min(start + batch_size, len(sources))):
-                    try:
-                        pixels.append(self._pixels(sources[index]))
-                    except (ValueError, TypeError, OSError) as error:
-                        failure = Failure(index, _name(sources[index]), str(error))
-                        if errors == "raise":
-                            kind = next(k for k in (TypeError, ValueError, OSError) if isinstance(error, k))
-                            raise kind(f"image {index} ({failure.source}): {error}") from error
-                        failures.append(failure)
-                if pixels:
-                    batch = torch.cat(pixels).to(self.device)
-                    parts.append(self._finish(self.model.image_features(batch), normalize_embeddings))
+        threads = feed.threads(len(sources), self.device, self.processor.image_processor)
+        with torch.inference_mode(), Workers(threads) as workers:
+            launched = self._image_features(workers, sources, batch_size, None if errors == "raise" else failures)
+            finished = ((None, _finish(features, normalize_embeddings)) for features in launched)
+            shown = _progress(finished, _batches(len(sources), batch_size), "images", show_progress_bar)
+            parts = [features for _, features in arriving(shown)]
         found = torch.cat(parts) if parts else torch.empty(0, self.embedding_dim)
         return found if errors == "raise" else (found, failures)
+
+    def _image_features(
+        self, workers: Workers, sources: list[Any], batch_size: int, failures: list[Failure] | None
+    ) -> Iterator[Tensor]:
+        """Of each batch, as they are launched. Without a list for the failures the first one raises."""
+        config = self.model.config.vision_config
+        shape = config.num_channels, config.image_size, config.image_size
+        prepare, normalisation = feed.preparation(self.processor.image_processor, shape)
+        for pixels in feed.image_batches(workers, prepare, sources, batch_size, feed.ahead(self.device), failures):
+            yield self.runtime.image_features(stacked(pixels, self.device), *normalisation)
 
     def encode_text(
         self,
@@ -186,19 +189,35 @@ class Encoder:
             ValueError, TypeError: an argument is not valid, or a text is no string (its index is named).
         """
         _check_batching(batch_size)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        ids = self._tokenize(texts)
-        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        found = torch.empty(len(ids), self.embedding_dim)
-        with torch.inference_mode():
-            for start in _progress(range(0, len(order), batch_size), "texts", show_progress_bar):
-                chosen = order[start : start + batch_size]
-                batch = self.processor.tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
-                features = self.model.text_features(
-                    input_ids=batch["input_ids"].to(self.device), attention_mask=batch["attention_mask"].to(self.device)
-                )
-                found[chosen] = self._finish(features, normalize_embeddings)
+        texts = _strings("texts", texts)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"text {i} is {text!r}; a string is needed")
+        found = torch.empty(len(texts), self.embedding_dim)
+        with torch.inference_mode(), Workers(int(len(texts) > feed.WINDOW * batch_size)) as workers:
+            launched = self._text_features(workers, texts, batch_size)
+            finished = ((chosen, _finish(features, normalize_embeddings)) for chosen, features in launched)
+            shown = _progress(finished, _batches(len(texts), batch_size), "texts", show_progress_bar)
+            for chosen, features in arriving(shown):
+                found[chosen] = features
         return found
+
+    def _text_features(self, workers: Workers, texts: list[str], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Of each batch, as they are launched, and which texts are in it."""
+        tokenizer, ahead = self.processor.tokenizer, feed.ahead(self.device)
+        for chosen, ids in feed.text_batches(workers, tokenizer, self.max_text_length, texts, batch_size, ahead):
+            batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+            yield chosen, self.runtime.text_features(batch["input_ids"], batch["attention_mask"])
+
+    def warmup(self, texts: str | Sequence[str] = ()) -> None:
+        """Do now what else comes with the first calls on a GPU: compile kernels and record CUDA graphs.
+
+        Args:
+            texts: like those that will come; a graph is for about so many tokens. Images need no example.
+        """
+        self.runtime.warmup()
+        for _ in range(2):  # a shape is recorded when it comes again
+            self.encode_text(texts, show_progress_bar=False)
 
     def classifier(self, labels: Sequence[str], template: str | Sequence[str] = TEMPLATE) -> Classifier:
         """A zero-shot classifier. The text tower runs here, once, and never again.
@@ -211,15 +230,15 @@ class Encoder:
             ValueError, TypeError: there are no labels, one is no string, or a template lacks its `{}`.
         """
         labels = check_labels(labels)
-        templates = [template] if isinstance(template, str) else list(template)
-        return Classifier(self, labels, self._label_embeddings(labels, templates))
+        return Classifier(self, labels, self._label_embeddings(labels, _strings("template", template)))
 
     def _label_embeddings(self, labels: list[str], templates: list[str]) -> Tensor:
         """[labels, D], of length 1; the last few sets are kept while the weights stay as they are."""
         sentences = [fill_template(template, label) for template in templates for label in labels]
         if not sentences:
             raise ValueError("template is an empty list; at least one sentence with {} is needed")
-        key = (tuple(sentences), len(templates), _weights_version(self.model))
+        weights = (*self.model.text_model.parameters(), *self.model.text_projection.parameters())
+        key = (tuple(sentences), len(templates), hash(stamp(weights)))
         if key not in self._labels:
             found = self.encode_text(sentences, show_progress_bar=False).view(len(templates), len(labels), -1)
             self._labels[key] = found[0] if len(templates) == 1 else ops.l2_normalize(found.mean(0))
@@ -227,28 +246,6 @@ class Encoder:
                 self._labels.popitem(last=False)
         self._labels.move_to_end(key)
         return self._labels[key]
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        limit, tokenizer = self.max_text_length, self.processor.tokenizer
-        if not texts:
-            return []
-        ids = tokenizer(texts, truncation=True, max_length=limit + 1)["input_ids"]
-        long = [i for i, row in enumerate(ids) if len(row) > limit]
-        if long:
-            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
-            for i, row in zip(long, cut, strict=True):
-                ids[i] = row
-            warn_once(
-                "text-truncated", f"{len(long)} of {len(texts)} texts are longer than {limit} tokens and were cut"
-            )
-        return ids
-
-    def _pixels(self, source: Any) -> Tensor:
-        return self.processor.image_processor(load_image(source), return_tensors="pt")["pixel_values"]
-
-    def _finish(self, features: Tensor, normalize: bool) -> Tensor:
-        features = features.float()
-        return (ops.l2_normalize(features) if normalize else features).cpu()
 
 
 class Classifier:
@@ -301,8 +298,8 @@ def as_list(images: Any) -> list[Any]:
 
 def check_labels(labels: Any) -> list[str]:
     """A non-empty list of strings; ValueError or TypeError otherwise."""
-    if isinstance(labels, str):
-        raise TypeError(f"labels is the string {labels!r}; a list of strings is needed")
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise TypeError(f"labels is {labels!r}; a list of strings is needed")
     found = list(labels)
     if not found:
         raise ValueError("labels is empty; at least one label is needed")
@@ -312,23 +309,26 @@ def check_labels(labels: Any) -> list[str]:
     return found
 
 
+def _strings(name: str, value: Any) -> list[Any]:
+    """One string or many, as a list."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {value!r}; a string or a list of strings is needed")
+    return list(value)
+
+
 def fill_template(template: str, label: str) -> str:
     """The sentence for one label. Raises TypeError or ValueError where the template is none."""
     if not isinstance(template, str):
         raise TypeError(f"template is {template!r}; a string with {{}} is needed")
     try:
-        filled = template.format(label)
-    except (IndexError, KeyError, ValueError) as error:
+        filled, marked = template.format(label), template.format("\0")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"template is {template!r}; one {{}} for the label is allowed") from error
-    if "{" not in template:
+    if "\0" not in marked:
         raise ValueError(f"template is {template!r}; it needs {{}} where the label goes")
     return filled
-
-
-def _weights_version(model: DualEncoder) -> int:
-    """Changes when the text side's weights do (but for changes that bypass torch's version counter)."""
-    weights = [*model.text_model.parameters(), *model.text_projection.parameters()]
-    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
 
 
 def _check_batching(batch_size: int) -> None:
@@ -336,14 +336,15 @@ def _check_batching(batch_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size!r}; a positive int is needed")
 
 
-def _progress(steps: range, unit: str, show: bool | None) -> Iterable[int]:
-    disable = None if show is None and len(steps) > 1 else not show
-    return tqdm(steps, desc=unit, unit="batch", disable=disable)
+def _finish(features: Tensor, normalize: bool) -> Tensor:
+    features = features.float()
+    return ops.l2_normalize(features) if normalize else features
 
 
-def _name(source: Any) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)[:200]
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"{len(source)} bytes"
-    return type(source).__name__
+def _batches(count: int, batch_size: int) -> int:
+    return -(-count // batch_size)
+
+
+def _progress(launched: Iterable[Launched], batches: int, unit: str, show: bool | None) -> Iterable[Launched]:
+    disable = None if show is None and batches > 1 else not show
+    return tqdm(launched, total=batches, desc=unit, unit="batch", disable=disable)

@@ -26,7 +26,7 @@ from altclip_fast._version import __version__
 HERE = Path(__file__).parent
 IN_CHECKOUT = (HERE.parent / "setup.py").exists()
 RESULTS = HERE / "results" if IN_CHECKOUT else Path("results")
-PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao", "triton")
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao", "triton", "numpy", "faiss-cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Run:
 class Row(Run):
     """One system at one task."""
 
-    kind: str  # "model", "op", "ladder" or "ceiling"
+    kind: str  # "model", "op", "head", "ladder" or "ceiling"
     subject: str  # the model or op
     work: str  # "image", "text", "text77", "zero-shot-3"; of an op, what is special about the call
     step: int  # of a ladder, from 0

@@ -61,7 +61,7 @@ class Worker:
     @property
     def memory(self) -> int | None:
         """Anonymous bytes of the process now."""
-        return _anonymous(self._process.pid)
+        return anonymous(self._process.pid)
 
     def close(self) -> None:
         """End the process."""
@@ -97,7 +97,8 @@ class Worker:
         return lines[-1] if lines else "it said nothing"
 
 
-def _anonymous(pid: int | None) -> int | None:
+def anonymous(pid: int | str | None = "self") -> int | None:
+    """Bytes of a process that are of no file, or None where there is no such process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:

@@ -1,8 +1,11 @@
 """The native library: what runs where, and what an installation without it says."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,41 @@ def test_a_build_that_is_not_possible_is_no_error(variables, reason, tmp_path):
     assert done.returncode == 0, done.stderr
     assert reason in done.stdout and done.stdout.count("without its native library") == 1
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("rules", ["ninja_file", "cuda_ninja_file"])
+def test_only_what_the_oldest_torch_has_is_compiled_in(rules):
+    """Newer parts of the stable ABI lie behind TORCH_TARGET_VERSION in torch's headers."""
+    code = f"import sys; sys.argv = ['setup.py', '-q', '--name']; import setup; print(setup.{rules}('x.so'))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
+    (version,) = set(re.findall(r"-DTORCH_TARGET_VERSION=0x(\w+)", told))
+    major, minor = bytes.fromhex(version)[:2]
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        assert f"torch>={major}.{minor}" in tomllib.load(file)["project"]["dependencies"]
+
+
+COMPILER = """#!/bin/sh
+for word; do
+  [ "$last" = -o ] && touch "$word"
+  last=$word
+done
+echo a compiler
+echo of nothing
+"""
+
+
+def test_it_is_built_in_a_folder_with_a_space(tmp_path):
+    """From sources, and into a place, whose paths the shell would take apart; by a compiler that makes empty files."""
+    folder, binaries = tmp_path / "my code", tmp_path / "my tools"
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copy(ROOT / "setup.py", folder)
+    binaries.mkdir()
+    for name in ("c++", "nvcc"):
+        (binaries / name).write_text(COMPILER)
+        (binaries / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CUDA_HOME")}
+    environment["PATH"] = f"{binaries}:{environment['PATH']}"
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "without" not in done.stdout, done.stdout
+    assert {path.stem for path in folder.rglob("*.so")} == {"altclip_fast_native", "altclip_fast_cuda"}

@@ -18,6 +18,7 @@ from ..ops import int8
 from ..ops.linear import ACTIVATION
 from ..ops.packed import QUICK_GELU, BlockedWeight, PackedWeight, form, pack, why_not
 from .rows import Rows
+from .stamp import Stamp, probe, stamp
 
 
 class LayerNorm(nn.LayerNorm):
@@ -106,22 +107,15 @@ class _Kept(NamedTuple):
     """A packed weight, and how to tell that the weight is still the one that was packed."""
 
     packed: PackedWeight
-    address: int
-    version: int
-    probe: Tensor  # some of the weight's values: a fused optimiser changes them without touching the version
+    stamp: Stamp
+    probe: Tensor
 
     @classmethod
     def of(cls, weight: Tensor, packed: PackedWeight) -> _Kept:
-        return cls(packed, weight.data_ptr(), weight._version, _probe(weight).clone())
+        return cls(packed, stamp((weight,)), probe(weight).clone())
 
     def fits(self, weight: Tensor) -> bool:
-        same = self.address == weight.data_ptr() and self.version == weight._version
-        return same and torch.equal(_probe(weight), self.probe)
-
-
-def _probe(weight: Tensor) -> Tensor:
-    flat = weight.detach().view(-1)
-    return flat[:: max(1, flat.numel() // 64)]
+        return self.stamp == stamp((weight,)) and torch.equal(probe(weight), self.probe)
 
 
 def _packs(weight: Tensor) -> bool:

@@ -5,16 +5,18 @@ pixels -> patches + class token + positions -> norm -> pre-norm layers -> norm o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..config import AltCLIPVisionConfig, CLIPVisionConfig
-from .base import normal_, zeros_
-from .layers import LayerNorm, PreNormLayer, embedding
+from .base import normal_
+from .layers import LayerNorm, embedding
 from .outputs import BaseModelOutputWithPooling
 from .rows import Rows, whole_rows
-from .tower import HiddenStates, Tower, padded
+from .tower import HiddenStates, Tower, init_pre_norm_layers, padded, pre_norm_layers
 
 
 class PatchEmbedding(nn.Module):
@@ -39,17 +41,7 @@ class VisionTower(Tower):
         self.patch_embedding = PatchEmbedding(config.num_channels, hidden, config.patch_size)
         self.position_embedding = embedding(positions, hidden)
         self.pre_norm = LayerNorm(hidden, eps)
-        self.layers = nn.ModuleList(
-            PreNormLayer(
-                hidden,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.hidden_act,
-                eps,
-                config.attention_dropout or 0.0,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.layers = pre_norm_layers(config)
         self.post_norm = LayerNorm(hidden, eps)
         factor = config.initializer_factor
         normal_(self.class_embedding, hidden**-0.5 * factor)
@@ -61,9 +53,18 @@ class VisionTower(Tower):
         """The patch embedding."""
         return self.patch_embedding
 
-    def pooled(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """The pooled output alone, [B, hidden]: the cheapest way to an embedding."""
-        x, rows = self._embed(pixel_values, interpolate_pos_encoding, dense=self.attention_dropout > 0)
+    def pooled(
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The pooled output alone, [B, hidden]: the cheapest way to an embedding.
+
+        With `mean` and `std`, one number a channel, pixels are normalised here, see `ops.patch_embed`.
+        """
+        x, rows = self._embed(pixel_values, interpolate_pos_encoding, self.attention_dropout > 0, mean, std)
         x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
         return self.post_norm(x)
 
@@ -99,18 +100,25 @@ class VisionTower(Tower):
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
 
-    def _embed(self, pixel_values: Tensor | None, interpolate: bool, dense: bool) -> tuple[Tensor, Rows]:
+    def _embed(
+        self,
+        pixel_values: Tensor | None,
+        interpolate: bool,
+        dense: bool,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> tuple[Tensor, Rows]:
         self._check(pixel_values, interpolate)
         assert pixel_values is not None
         weight, positions = self.patch_embedding.weight, self.position_embedding.weight
-        if pixel_values.dtype is not torch.uint8:
+        if pixel_values.dtype is not torch.uint8 and mean is None:
             pixel_values = pixel_values.to(weight.dtype)
         if interpolate:
             patch = self.config.patch_size
             positions = ops.interpolate_positions(
                 positions, pixel_values.shape[2] // patch, pixel_values.shape[3] // patch
             )
-        x = ops.patch_embed(pixel_values, weight, self.class_embedding, positions)
+        x = ops.patch_embed(pixel_values, weight, self.class_embedding, positions, mean, std)
         rows = whole_rows(x.shape[0], x.shape[1], x.device, dense)
         return self.pre_norm(x).flatten(0, 1), rows
 
@@ -137,17 +145,3 @@ class VisionTower(Tower):
             )
         if pixel_values.device != self.device:
             raise ValueError(f"pixel_values is on {pixel_values.device}, the model on {self.device}; move one of them")
-
-
-def init_pre_norm_layers(layers: nn.ModuleList, hidden: int, factor: float) -> None:
-    """The initialisation of CLIP: residual branches start smaller with depth."""
-    inner = hidden**-0.5 * (2 * len(layers)) ** -0.5 * factor
-    for layer in layers:
-        assert isinstance(layer, PreNormLayer)
-        attention, mlp = layer.attention, layer.mlp
-        for linear in (attention.query, attention.key, attention.value):
-            normal_(linear.weight, inner)
-        normal_(attention.output.weight, hidden**-0.5 * factor)
-        normal_(mlp.fc1.weight, (2 * hidden) ** -0.5 * factor)
-        normal_(mlp.fc2.weight, inner)
-        zeros_(*(p for name, p in layer.named_parameters() if name.endswith("bias")))

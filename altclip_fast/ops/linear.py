@@ -7,6 +7,7 @@ mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,24 +123,17 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual:
 
 
 @linear.backend("triton", when=_triton_takes_linear)
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import linear
 
-    return linear.linear(x, weight, bias, activation, residual)
+    return linear.linear(*args)
 
 
 @linear.backward("triton")
-def _(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Sequence[Tensor]:
+def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
     from ..kernels import linear
 
-    return linear.linear_backward(grads[0], x, weight, bias, activation, residual)
+    return linear.linear_backward(grads[0], *args)
 
 
 @op(check=_check_mlp)
@@ -192,31 +186,14 @@ def _(
 
 
 @mlp.backend("triton", when=lambda x, *_: checks.kernel_dtype(x))
-def _(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import linear
 
-    return linear.mlp(x, w1, b1, w2, b2, activation, residual)
+    return linear.mlp(*args)
 
 
 @mlp.backward("triton")
-def _(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Sequence[Tensor]:
+def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
     from ..kernels import linear
 
-    return linear.mlp_backward(grads[0], x, w1, b1, w2, b2, activation, residual)
+    return linear.mlp_backward(grads[0], *args)
