@@ -57,9 +57,9 @@ inline void pack_weight(const void* weight, int64_t columns, int64_t depth, void
   pack_transposed<Singles>(lanes, (float*)packed, whole(columns, PANEL));
 }
 
-// 1 / (1 + e^-x)
-inline Vector sigmoid(Vector x) {
-  const Vector z = clamped(x * -1.4426950408889634f, -126, 126), n = rounded(z);
+// 1 / (1 + e^(-factor x))
+inline Vector sigmoid(Vector x, float factor) {
+  const Vector z = clamped(x * (factor * -1.4426950408889634f), -126, 126), n = rounded(z);
   return reciprocal(1 + power(n, z - n));
 }
 
@@ -77,7 +77,7 @@ inline Vector gelu(Vector x) {
 
 template <Activation ACTIVATION>
 inline Vector activate(Vector x) {
-  if constexpr (ACTIVATION == Activation::QuickGelu) return x * sigmoid(1.702f * x);
+  if constexpr (ACTIVATION == Activation::QuickGelu) return x * sigmoid(x, 1.702f);
   if constexpr (ACTIVATION == Activation::Gelu) return gelu(x);
   return x;
 }
