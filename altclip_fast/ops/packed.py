@@ -1,10 +1,10 @@
 """Weights packed once for the CPU, and their product with rows: in panels of columns for the own kernels, or blocked
 for those of oneDNN.
 
-Either is about twice as fast in float32 as `F.linear`, which does not reach oneDNN there. The own ones run where they
-were measured to be faster: on x86 with AVX2 or AVX-512, except that oneDNN has bfloat16 to itself on a processor with
-AMX. quick_gelu comes exactly out of oneDNN's silu: quick_gelu(z) = silu(1.702 z) / 1.702, so a blocked weight may carry
-a factor.
+Either is about twice as fast in float32 as `F.linear`, which does not reach oneDNN there. The own ones run with AVX-512,
+except that oneDNN has bfloat16 to itself on a processor with AMX; with AVX2 they were 0.91 to 0.95 as fast as oneDNN's.
+quick_gelu comes exactly out of oneDNN's silu: quick_gelu(z) = silu(1.702 z) / 1.702, so a blocked weight may carry a
+factor.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def pack(weight: Tensor, factor: float = 1.0) -> PackedWeight:
 def _own_dtypes() -> set[torch.dtype]:
     """The dtypes whose products are our own."""
     capability = "portable" if native.missing() else native.kernels().cpu_capability()
-    if capability == "portable":
+    if not capability.startswith("avx512"):
         return set()
     pairs = capability == "avx512_bf16" and not torch.cpu._is_amx_tile_supported()
     return {torch.float32, torch.bfloat16} if pairs else {torch.float32}
