@@ -73,6 +73,96 @@ def test_output_form(encoder, photos):
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
 
 
+def jpegs(photos, count):
+    """Different photos as files in memory."""
+    found = []
+    for i in range(count):
+        buffer = io.BytesIO()
+        photos[i % 2].crop((i, 2 * i, 300 + 5 * i, 280 + i)).save(buffer, "JPEG")
+        found.append(buffer.getvalue())
+    return found
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request, monkeypatch):
+    """Threads that prepare images, whatever the machine has."""
+    monkeypatch.setattr("altclip_fast.encoder.processors", lambda: request.param)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_images_have_the_bits_of_calls_one_by_one(encoder, photos, threads, batch_size):
+    sources = jpegs(photos, 7)
+    expected = torch.cat([encoder.encode_image(source) for source in sources])
+    assert torch.equal(encoder.encode_image(sources, batch_size=batch_size), expected)
+    found, failures = encoder.encode_image([sources[0], b"", *sources[1:]], batch_size=batch_size, errors="skip")
+    assert torch.equal(found, expected) and [failure.index for failure in failures] == [1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_texts_have_the_bits_of_calls_one_by_one(encoder, monkeypatch, batch_size):
+    monkeypatch.setattr("altclip_fast.encoder._WINDOW", 2)
+    expected = torch.cat([encoder.encode_text(label) for label in LABELS * 3])
+    assert torch.equal(encoder.encode_text(LABELS * 3, batch_size=batch_size), expected)
+
+
+def test_preparing_ahead_changes_nothing(encoder, photos, threads, monkeypatch):
+    sources = jpegs(photos, 7)
+    expected, texts = encoder.encode_image(sources), encoder.encode_text(LABELS)
+    monkeypatch.setattr(af.Encoder, "_ahead", 2)
+    monkeypatch.setattr("altclip_fast.encoder._WINDOW", 1)
+    assert torch.equal(encoder.encode_image(sources, batch_size=2), expected)
+    assert torch.equal(encoder.encode_text(LABELS, batch_size=2), texts)
+
+
+def test_a_picture_may_be_given_often_before_it_is_read(encoder, photos, threads):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos[0].save(buffer, "JPEG", exif=exif)
+    expected = encoder.encode_image(buffer.getvalue())
+    assert torch.equal(encoder.encode_image([Image.open(buffer)] * 8), expected.expand(8, -1))
+
+
+def test_a_bad_image_stops_the_work(encoder, photos, threads, monkeypatch):
+    begun = []
+    original = af.encoder.load_image
+    monkeypatch.setattr("altclip_fast.encoder.load_image", lambda source: begun.append(1) or original(source))
+    with pytest.raises(OSError, match="image 2 "):
+        encoder.encode_image([*jpegs(photos, 2), b"no image", *jpegs(photos, 40)], batch_size=4)
+    assert len(begun) <= 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 128},
+        {"image_mean": 0.4, "image_std": [0.2, 0.3, 0.5]},
+        {"do_pad": True},
+        {"fast": True},
+    ],
+)
+def test_the_processors_options_count(encoder, photos, options):
+    processor = encoder.processor.image_processor
+    if options.pop("fast", False):
+        encoder.processor.image_processor = processor = af.CLIPImageProcessorFast(**processor.to_dict())
+    for name, value in options.items():
+        setattr(processor, name, value)
+    with torch.no_grad():
+        features = encoder.model.get_image_features(processor(photos, return_tensors="pt")["pixel_values"])
+    found = encoder.encode_image(photos, normalize_embeddings=False)
+    assert (found - features).abs().max() <= 5e-6 * max(1, features.abs().max())
+
+
+def test_pixels_that_do_not_fit_the_model(encoder, photos):
+    encoder.processor.image_processor.crop_size = {"height": 24, "width": 24}
+    with pytest.raises(ValueError, match=r"image 0 .*\(3, 24, 24\), the model takes"):
+        encoder.encode_image(photos)
+
+
 def test_nothing_in_nothing_out(encoder):
     assert encoder.encode_image([]).shape == (0, encoder.embedding_dim)
     assert encoder.encode_text([]).shape == (0, encoder.embedding_dim)

@@ -18,7 +18,7 @@ PACKAGE = "altclip_fast"
 # Lowest first. A module imports from its own layer and from those below it.
 LAYERS = [
     {"kernels"},
-    {"notices", "report", "_version", "files", "hub", "native", "dispatch", "config_rules", "config"},
+    {"notices", "report", "workers", "_version", "files", "hub", "native", "dispatch", "config_rules", "config"},
     {"ops"},
     {"checkpoint", "processing"},
     {"models", "quantization", "runtime", "testing"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -40,9 +41,15 @@ class DualEncoder(Model):
         """The width of the text tower's pooled output."""
         raise NotImplementedError
 
-    def image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """The projected, not normalised embedding of images, [B, projection_dim]."""
-        return self.visual_projection(self.vision_model.pooled(pixel_values, interpolate_pos_encoding))
+    def image_features(
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The projected, not normalised embedding of images, [B, projection_dim]; `mean` and `std`: see `pooled`."""
+        return self.visual_projection(self.vision_model.pooled(pixel_values, interpolate_pos_encoding, mean, std))
 
     def text_features(self, **inputs: Any) -> Tensor:
         """The projected, not normalised embedding of texts, [B, projection_dim]."""

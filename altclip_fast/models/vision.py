@@ -5,6 +5,8 @@ pixels -> patches + class token + positions -> norm -> pre-norm layers -> norm o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -61,9 +63,18 @@ class VisionTower(Tower):
         """The patch embedding."""
         return self.patch_embedding
 
-    def pooled(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """The pooled output alone, [B, hidden]: the cheapest way to an embedding."""
-        x, rows = self._embed(pixel_values, interpolate_pos_encoding, dense=self.attention_dropout > 0)
+    def pooled(
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The pooled output alone, [B, hidden]: the cheapest way to an embedding.
+
+        With `mean` and `std`, one number a channel, pixels are normalised here, see `ops.patch_embed`.
+        """
+        x, rows = self._embed(pixel_values, interpolate_pos_encoding, self.attention_dropout > 0, mean, std)
         x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
         return self.post_norm(x)
 
@@ -99,18 +110,25 @@ class VisionTower(Tower):
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
 
-    def _embed(self, pixel_values: Tensor | None, interpolate: bool, dense: bool) -> tuple[Tensor, Rows]:
+    def _embed(
+        self,
+        pixel_values: Tensor | None,
+        interpolate: bool,
+        dense: bool,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> tuple[Tensor, Rows]:
         self._check(pixel_values, interpolate)
         assert pixel_values is not None
         weight, positions = self.patch_embedding.weight, self.position_embedding.weight
-        if pixel_values.dtype is not torch.uint8:
+        if pixel_values.dtype is not torch.uint8 and mean is None:
             pixel_values = pixel_values.to(weight.dtype)
         if interpolate:
             patch = self.config.patch_size
             positions = ops.interpolate_positions(
                 positions, pixel_values.shape[2] // patch, pixel_values.shape[3] // patch
             )
-        x = ops.patch_embed(pixel_values, weight, self.class_embedding, positions)
+        x = ops.patch_embed(pixel_values, weight, self.class_embedding, positions, mean, std)
         rows = whole_rows(x.shape[0], x.shape[1], x.device, dense)
         return self.pre_norm(x).flatten(0, 1), rows
 

@@ -76,6 +76,23 @@ class CLIPImageProcessor(BaseImageProcessor):
             result = _batch(named, settings)
         return BatchFeature({"pixel_values": _deliver(result, settings)})
 
+    def normalisation(self) -> tuple[list[float], list[float]] | None:
+        """As the base class; not where zeros are added after the normalisation (`do_pad`)."""
+        settings = self._settings({})
+        if settings.do_pad:
+            return None
+        factor = 255 * settings.rescale_factor if settings.do_rescale else 255.0
+        mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else (0.0, 1.0)
+        return [m / factor for m in _three(mean)], [s / factor for s in _three(std)]
+
+    def eight_bit(self, picture: Image.Image) -> np.ndarray:
+        """As the base class."""
+        return np.ascontiguousarray(_pixels(picture, "the image", self._settings({})))
+
+
+def _three(value: float | list[float]) -> list[float]:
+    return [value] * 3 if isinstance(value, float) else value
+
 
 def _batch(named: list[tuple[str, ImageSource]], settings: Settings) -> np.ndarray:
     """[N, C, H, W], each image written into its place."""

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from PIL import Image
 
 from ..files import staged, write_text
@@ -86,6 +87,15 @@ class BaseImageProcessor:
         return self.preprocess(images, *args, **kwargs)
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        raise NotImplementedError
+
+    def normalisation(self) -> tuple[list[float], list[float]] | None:
+        """The mean and the std that turn what `eight_bit` gives into `pixel_values`, (x / 255 - mean) / std; or None
+        where this processor cannot be taken apart so."""
+        return None
+
+    def eight_bit(self, picture: Image.Image) -> np.ndarray:
+        """An RGB picture resized and cropped, [3, H, W] uint8; only where `normalisation` is not None."""
         raise NotImplementedError
 
     @classmethod
