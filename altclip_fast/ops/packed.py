@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..dispatch import PLAIN
+from ..dispatch import PLAIN, forced_backend
 
 QUICK_GELU = 1.702
 
@@ -46,12 +46,12 @@ def pack(weight: Tensor, factor: float = 1.0) -> PackedWeight:
     """Make the blocked copy; the weight itself is shared, not copied.
 
     Args:
-        weight: [N, K], float32 or bfloat16, on the CPU.
+        weight: [N, K] or [N, ..] with K numbers each, float32 or bfloat16, on the CPU.
         factor: multiplied in, before the copy is rounded to the dtype.
     """
     scaled = weight.detach() if factor == 1.0 else weight.detach() * factor
     packed = weight.detach().as_subclass(PackedWeight)
-    packed.blocked = torch.ops.mkldnn._reorder_linear_weight(scaled.contiguous(), None)
+    packed.blocked = torch.ops.mkldnn._reorder_linear_weight(scaled.flatten(1).contiguous(), None)
     packed.factor = factor
     return packed
 
@@ -64,6 +64,14 @@ def why_not(dtype: torch.dtype) -> str | None:
     if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "this processor has no bfloat16 arithmetic"
     return None if dtype in (torch.float32, torch.bfloat16) else f"oneDNN packs no {dtype}"
+
+
+def takes(*weights: Tensor) -> bool | str:
+    """For `when=`: whether products with these weights run here; they are packed first where that is forced."""
+    if (reason := why_not(weights[0].dtype)) is not None:
+        return reason
+    ready = all(isinstance(w, PackedWeight) for w in weights)
+    return ready or forced_backend() == "cpu" or "the weight is not packed (the models do that)"
 
 
 def packed(weight: Tensor, factor: float = 1.0) -> PackedWeight:
