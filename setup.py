@@ -79,9 +79,13 @@ class BuildNative(build_ext):
         (work / "build.ninja").write_text(text, encoding="utf-8")
         subprocess.run([*ninja(), "-C", str(work)], check=True)
         if cuda:
-            told = {"compiler": version(nvcc())[-2], "flags": CUDA_FLAGS, "architectures": architectures()}
+            told = {"compiler": version([nvcc()])[-2], "flags": CUDA_FLAGS, "architectures": architectures()}
         else:
-            told = {"compiler": version(compiler())[0], "flags": FLAGS, "instruction_sets": list(INSTRUCTION_SETS)}
+            told = {
+                "compiler": version(shlex.split(compiler()))[0],
+                "flags": FLAGS,
+                "instruction_sets": list(INSTRUCTION_SETS),
+            }
         target.with_suffix(".json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
     def get_ext_filename(self, fullname):
@@ -127,7 +131,7 @@ def compiler():
 
 
 def version(command):
-    told = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
     return told.splitlines()
 
 
@@ -148,9 +152,18 @@ def architectures():
     return re.findall(r"[^\s,;]+", os.environ.get("ALTCLIP_FAST_CUDA_ARCHS", "")) or CUDA_ARCHITECTURES
 
 
+def torch_folder(name):
+    """As a command of ninja names a folder of torch."""
+    return shlex.quote(str(Path(importlib.util.find_spec("torch").origin).parent / name)).replace("$", "$$")
+
+
+def path(*parts):
+    """As a build line of ninja names a file."""
+    return re.sub(r"[$ :]", r"$\g<0>", str(Path(*parts)))
+
+
 def ninja_file(target):
     """The same kernels for each instruction set, and the bindings."""
-    torch = Path(importlib.util.find_spec("torch").origin).parent
     lines = [
         f"cxx = {compiler()}",
         f"flags = {' '.join(FLAGS)}",
@@ -159,21 +172,20 @@ def ninja_file(target):
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = $cxx -shared $in -L{torch / 'lib'} -ltorch -ltorch_cpu -lc10 -o $out",
-        f"build bindings.o: compile {CSRC.resolve() / 'bindings.cpp'}",
-        f"  extra = {TORCH_TARGET} -isystem {torch / 'include'}",
+        f"  command = $cxx -shared $in -L{torch_folder('lib')} -ltorch -ltorch_cpu -lc10 -o $out",
+        f"build bindings.o: compile {path(CSRC.resolve(), 'bindings.cpp')}",
+        f"  extra = {TORCH_TARGET} -isystem {torch_folder('include')}",
     ]
     objects = ["bindings.o"]
     for name, flags in INSTRUCTION_SETS.items():
         objects.append(f"kernels_{name}.o")
-        lines.append(f"build {objects[-1]}: compile {CSRC.resolve() / 'cpu' / 'kernels.cpp'}")
+        lines.append(f"build {objects[-1]}: compile {path(CSRC.resolve(), 'cpu', 'kernels.cpp')}")
         lines.append(f"  extra = -DISA={name} {' '.join(flags)}")
-    return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])
+    return "\n".join([*lines, f"build {path(target)}: link {' '.join(objects)}", ""])
 
 
 def cuda_ninja_file(target):
     """The kernels for each element type, and their bindings. What wgmma serves on sm_90a needs no mma.sync there."""
-    torch = Path(importlib.util.find_spec("torch").origin).parent
     plain = [name for name in architectures() if name != "90a"]
     wgmma = "90a" in architectures()
     lowest = min(plain, key=int, default="90")
@@ -182,9 +194,9 @@ def cuda_ninja_file(target):
         flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
         return " ".join([*flags, *([f"-gencode=arch=compute_{lowest},code=compute_{lowest}"] if ptx else [])])
 
-    flags = f"{' '.join(FLAGS)} {TORCH_TARGET} -isystem {torch / 'include'}"
+    flags = f"{' '.join(FLAGS)} {TORCH_TARGET} -isystem {torch_folder('include')}"
     lines = [
-        f"nvcc = {nvcc()} -ccbin {shlex.quote(shlex.split(compiler())[0])}",
+        f"nvcc = {shlex.quote(nvcc())} -ccbin {shlex.quote(shlex.split(compiler())[0])}",
         f"cxx = {compiler()}",
         "rule compile",
         f"  command = $cxx {flags} -MMD -MF $out.d -c $in -o $out",
@@ -195,14 +207,14 @@ def cuda_ninja_file(target):
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = $nvcc -shared -cudart static $in -L{torch / 'lib'} -ltorch -ltorch_cpu -lc10 -o $out",
-        f"build bindings_cuda.o: compile {CSRC.resolve() / 'bindings_cuda.cpp'}",
+        f"  command = $nvcc -shared -cudart static $in -L{torch_folder('lib')} -ltorch -ltorch_cpu -lc10 -o $out",
+        f"build bindings_cuda.o: compile {path(CSRC.resolve(), 'bindings_cuda.cpp')}",
     ]
     objects = ["bindings_cuda.o"]
 
     def build(source, extra, element=None):
         objects.append(f"{source}_{element}.o" if element else f"{source}.o")
-        lines.append(f"build {objects[-1]}: compile_cuda {CSRC.resolve() / 'cuda' / source}.cu")
+        lines.append(f"build {objects[-1]}: compile_cuda {path(CSRC.resolve(), 'cuda', f'{source}.cu')}")
         lines.append(f"  extra = {extra}" + (f" -DELEMENT={element}" if element else ""))
 
     for element in ELEMENTS if wgmma else []:
@@ -212,7 +224,7 @@ def cuda_ninja_file(target):
     build("contrastive_mma", code(architectures()), "float32")
     build("contrastive_rows", code(architectures()))
     build("contrastive", f"{code(architectures())} -DWGMMA={int(wgmma)}")
-    return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])
+    return "\n".join([*lines, f"build {path(target)}: link {' '.join(objects)}", ""])
 
 
 packages = find_packages(include=["altclip_fast", "altclip_fast.*"])

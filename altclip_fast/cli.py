@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `altclip-fast`; ends the process with its exit code."""
     warnings.showwarning = _show_warning
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     try:
         code = options.run(options)
-    except (ValueError, TypeError, OSError) as error:
+    except argparse.ArgumentError as error:  # what no option alone can tell
+        parser.error(f"{options.command}: {error}")
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"altclip-fast {options.command}: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
@@ -137,7 +140,10 @@ def _load(options: argparse.Namespace) -> Encoder:
 def _classify(options: argparse.Namespace) -> int:
     from .encoder import fill_template
 
-    fill_template(options.template, "")
+    try:
+        fill_template(options.template, "")
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from error
     encoder = _load(options)
     classifier = encoder.classifier(options.labels, options.template)
     embeddings, failures = encoder.encode_image(options.images, batch_size=options.batch_size, errors="skip")
@@ -166,17 +172,28 @@ def _print_ranks(rows: list[dict[str, Any]]) -> None:
 
 
 def _embed(options: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+
     inputs = [*options.images, *options.text]
     if not inputs:
-        raise ValueError("nothing to embed; give image files, or --text")
+        raise argparse.ArgumentError(None, "nothing to embed; give image files, or --text")
+    target = None if options.output is None else Path(options.output)
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise OSError(f"{options.output} cannot be written: it is a folder, or in none that exists")
     encoder = _load(options)
-    images = encoder.encode_image(options.images, batch_size=options.batch_size)
-    rows = [*images.tolist(), *encoder.encode_text(options.text, batch_size=options.batch_size).tolist()]
-    if options.output is None:
+    rows = torch.cat(
+        [
+            encoder.encode_image(options.images, batch_size=options.batch_size),
+            encoder.encode_text(options.text, batch_size=options.batch_size),
+        ]
+    )
+    if target is None:
         for name, row in zip(inputs, rows, strict=True):
-            print(json.dumps({"input": name, "embedding": row}, ensure_ascii=False))
+            print(json.dumps({"input": name, "embedding": row.tolist()}, ensure_ascii=False))
     else:
-        _write_npy(options.output, rows)
+        with staged(target.parent) as path, open(path(target.name), "wb") as file:
+            np.save(file, rows.numpy())
         print(f"{options.output}: {len(rows)} x {encoder.embedding_dim}")
     return 0
 
@@ -188,7 +205,7 @@ def _search(options: argparse.Namespace) -> int:
 
     inputs = [*options.text, *options.image]
     if not inputs:
-        raise ValueError("nothing to search for; give --text or --image")
+        raise argparse.ArgumentError(None, "nothing to search for; give --text or --image")
     encoder = _load(options)
     queries = torch.cat(
         [
@@ -209,14 +226,6 @@ def _search(options: argparse.Namespace) -> int:
         for hit in query["rows"]:
             print(f"  {hit['score']:.4f}  {hit['row']}")
     return 0
-
-
-def _write_npy(output: str, rows: list[list[float]]) -> None:
-    import numpy as np
-
-    target = Path(output)
-    with staged(target.parent) as path, open(path(target.name), "wb") as file:
-        np.save(file, np.array(rows, dtype=np.float32))
 
 
 def _demo(options: argparse.Namespace) -> int:

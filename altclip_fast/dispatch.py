@@ -33,10 +33,12 @@ import torch
 from torch import Tensor
 
 from . import native
+from .notices import warn_once
 from .report import Table
 
 PREFERENCE = ("cuda", "triton", "cpu", "reference")
 NAMESPACE = "altclip_fast"
+OLDEST = (8, 0)  # compute capability: bfloat16 and asynchronous copies
 
 OPS: dict[str, Op] = {}
 PLAIN: set[type] = {Tensor, torch.nn.Parameter}  # kinds of tensors that need not see which ops they go through
@@ -132,12 +134,26 @@ class Backend:
 
 def _misplaced(backend: str, args: tuple) -> str | None:
     """Why `backend` cannot run where these tensors are, or None. The interpreter is slow: it has to be asked for."""
-    device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu" if backend == "cpu" else "cuda")
+    device = next((a.device for a in args if isinstance(a, Tensor)), None)
+    kind = device.type if device is not None else "cpu" if backend == "cpu" else "cuda"
     if backend == "cpu":
-        return None if device == "cpu" else f"the tensors are on {device}, not on the CPU"
-    if device == "cuda" or (backend == "triton" and _interpreted() and _forced.get() == "triton"):
+        return None if kind == "cpu" else f"the tensors are on {kind}, not on the CPU"
+    if kind == "cuda":
+        return None if device is None else _too_old(device)
+    if backend == "triton" and _interpreted() and _forced.get() == "triton":
         return None
-    return f"the tensors are on {device}, not on a CUDA device"
+    return f"the tensors are on {kind}, not on a CUDA device"
+
+
+@functools.cache
+def _too_old(device: torch.device) -> str | None:
+    """Why no kernel of ours runs on this GPU, said once, or None."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= OLDEST:
+        return None
+    reason = "{} is an sm_{}{}, and the kernels need sm_{}{} or later".format(device, *capability, *OLDEST)
+    warn_once("old-gpu", f"{reason}: torch's own run instead")
+    return reason
 
 
 def _unverified(op: str, args: tuple) -> str | None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from . import ops
 from .auto import AutoModel, AutoProcessor
 from .models.joint import DualEncoder
+from .models.stamp import stamp
 from .notices import warn_once
 from .processing.loading import load_image
 from .processing.processors import AltCLIPProcessor, CLIPProcessor
@@ -226,7 +227,7 @@ class Encoder:
             ValueError, TypeError: an argument is not valid, or a text is no string (its index is named).
         """
         _check_batching(batch_size)
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = _strings("texts", texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {i} is {text!r}; a string is needed")
@@ -268,15 +269,15 @@ class Encoder:
             ValueError, TypeError: there are no labels, one is no string, or a template lacks its `{}`.
         """
         labels = check_labels(labels)
-        templates = [template] if isinstance(template, str) else list(template)
-        return Classifier(self, labels, self._label_embeddings(labels, templates))
+        return Classifier(self, labels, self._label_embeddings(labels, _strings("template", template)))
 
     def _label_embeddings(self, labels: list[str], templates: list[str]) -> Tensor:
         """[labels, D], of length 1; the last few sets are kept while the weights stay as they are."""
         sentences = [fill_template(template, label) for template in templates for label in labels]
         if not sentences:
             raise ValueError("template is an empty list; at least one sentence with {} is needed")
-        key = (tuple(sentences), len(templates), _weights_version(self.model))
+        weights = (*self.model.text_model.parameters(), *self.model.text_projection.parameters())
+        key = (tuple(sentences), len(templates), hash(stamp(weights)))
         if key not in self._labels:
             found = self.encode_text(sentences, show_progress_bar=False).view(len(templates), len(labels), -1)
             self._labels[key] = found[0] if len(templates) == 1 else ops.l2_normalize(found.mean(0))
@@ -359,8 +360,8 @@ def as_list(images: Any) -> list[Any]:
 
 def check_labels(labels: Any) -> list[str]:
     """A non-empty list of strings; ValueError or TypeError otherwise."""
-    if isinstance(labels, str):
-        raise TypeError(f"labels is the string {labels!r}; a list of strings is needed")
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise TypeError(f"labels is {labels!r}; a list of strings is needed")
     found = list(labels)
     if not found:
         raise ValueError("labels is empty; at least one label is needed")
@@ -370,23 +371,26 @@ def check_labels(labels: Any) -> list[str]:
     return found
 
 
+def _strings(name: str, value: Any) -> list[Any]:
+    """One string or many, as a list."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {value!r}; a string or a list of strings is needed")
+    return list(value)
+
+
 def fill_template(template: str, label: str) -> str:
     """The sentence for one label. Raises TypeError or ValueError where the template is none."""
     if not isinstance(template, str):
         raise TypeError(f"template is {template!r}; a string with {{}} is needed")
     try:
-        filled = template.format(label)
-    except (IndexError, KeyError, ValueError) as error:
+        filled, marked = template.format(label), template.format("\0")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"template is {template!r}; one {{}} for the label is allowed") from error
-    if "{" not in template:
+    if "\0" not in marked:
         raise ValueError(f"template is {template!r}; it needs {{}} where the label goes")
     return filled
-
-
-def _weights_version(model: DualEncoder) -> int:
-    """Changes when the text side's weights do (but for changes that bypass torch's version counter)."""
-    weights = [*model.text_model.parameters(), *model.text_projection.parameters()]
-    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
 
 
 def _check_batching(batch_size: int) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from .encoder import TEMPLATE, Encoder, as_list, load
+from .models.altclip import AltCLIPModel
 from .models.joint import DualEncoder
+from .processing.processors import AltCLIPProcessor, CLIPProcessor
 
 TASK = "zero-shot-image-classification"
 
@@ -74,9 +76,6 @@ def pipeline(
 
 
 def _join(model: DualEncoder, image_processor: Any, tokenizer: Any) -> Any:
-    from .models.altclip import AltCLIPModel
-    from .processing.processors import AltCLIPProcessor, CLIPProcessor
-
     return (AltCLIPProcessor if isinstance(model, AltCLIPModel) else CLIPProcessor)(image_processor, tokenizer)
 
 
@@ -126,9 +125,7 @@ class ZeroShotImageClassification:
             raise ValueError("no image was given; pass a path, a PIL image, bytes, an array or a list of these")
         if candidate_labels is None:
             raise ValueError("no candidate_labels were given; pass a list of strings")
-        if "{" not in hypothesis_template:
-            raise ValueError(f"hypothesis_template is {hypothesis_template!r}; it needs {{}} where the label goes")
         classify = self.encoder.classifier(candidate_labels, hypothesis_template)
-        found = classify(image, batch_size=batch_size or self.batch_size)
-        single = len(found) == 1 and not isinstance(image, list | tuple) and as_list(image)[0] is image
-        return found[0] if single else found
+        sources = as_list(image)
+        found = classify(sources, batch_size=batch_size or self.batch_size)
+        return found[0] if len(sources) == 1 and sources[0] is image else found

@@ -6,6 +6,7 @@ The index goes by in chunks, which a memory map brings from the file when they a
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ def search(
         queries: [Q, D] or [D], tensor or array, floating. They take the dtype and the device of the index; scores are
             float32 all the same.
         k: 1 to M.
-        name: of the tensor in a .safetensors file or of the column in a .parquet file that holds several.
+        name: of the tensor in a .safetensors file or of the column in a .parquet file that holds several; else None.
         normalize: False for dot products instead of cosines, and where rows have length 1.
         check_finite: refuse NaN and infinity.
 
@@ -67,7 +68,7 @@ def search(
         _require_finite("queries", wanted, 0)
     found = SearchResult(torch.empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64))
     first = 0
-    for rows in _chunks(index, name, max(k, 1)):
+    for rows in _chunks(index, name, k):
         if rows.shape[1] != wanted.shape[1]:
             raise ValueError(f"search: queries have {wanted.shape[1]} columns and the index has {rows.shape[1]}")
         if check_finite:
@@ -89,14 +90,18 @@ def _best(a: SearchResult, b: SearchResult, k: int) -> SearchResult:
 
 
 def _chunks(index: Any, name: str | None, fewest: int) -> Iterator[Tensor]:
-    parts = _file(Path(index), name) if isinstance(index, str | os.PathLike) else iter([_tensor("index", index)])
-    for part in parts:
+    for part in _parts(index, name):
         if part.dim() != 2 or part.dtype not in DTYPES:
             raise ValueError(f"search: index is {describe(part)}; [M, D] float32, bfloat16 or float16 is needed")
-        yield from part.split(max(fewest, CHUNK_BYTES // max(1, part.shape[1] * part.element_size())))
+        if len(part):
+            yield from part.split(max(fewest, CHUNK_BYTES // max(1, part.shape[1] * part.element_size())))
 
 
-def _file(path: Path, name: str | None) -> Iterator[Tensor]:
+def _parts(index: Any, name: str | None) -> Iterator[Tensor]:
+    if not isinstance(index, str | os.PathLike):
+        _refuse_name(name, "the index")
+        return iter([_tensor("index", index)])
+    path = Path(index)
     if not path.is_file():
         raise FileNotFoundError(f"search: there is no file {str(path)!r}")
     readers = {".npy": _npy, ".safetensors": _safetensors, ".parquet": _parquet}
@@ -108,10 +113,13 @@ def _file(path: Path, name: str | None) -> Iterator[Tensor]:
 def _npy(path: Path, name: str | None) -> Iterator[Tensor]:
     import numpy as np
 
+    _refuse_name(name, repr(path.name))
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # private: torch takes no read-only memory
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise OSError(f"search: {path.name!r} cannot be mapped: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise OSError(f"search: {path.name!r} is an archive of arrays, not one")
     yield _tensor("index", array)
 
 
@@ -129,19 +137,32 @@ def _parquet(path: Path, name: str | None) -> Iterator[Tensor]:
     import numpy as np
 
     try:
-        from pyarrow import parquet
+        from pyarrow import compute, parquet, types
     except ImportError as error:
         raise ImportError("search: .parquet files need pyarrow: pip install 'altclip_fast[search]'") from error
-    with parquet.ParquetFile(path) as file:
+    try:
+        opened = parquet.ParquetFile(path)
+    except (ValueError, OSError) as error:
+        raise OSError(f"search: {path.name!r} cannot be read: {error}") from error
+    with opened as file:
         column = _chosen(path, name, file.schema_arrow.names)
         for group in range(file.num_row_groups):
             lists = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
-            if lists.null_count:
-                raise ValueError(f"search: row group {group} of {path.name!r} has rows without an embedding")
-            numbers = np.array(lists.flatten())
-            if len(lists) and len(numbers) % len(lists):
-                raise ValueError(f"search: the embeddings in {path.name!r} are not of one length")
-            yield torch.from_numpy(numbers).reshape(len(lists), -1)
+            kinds = types.is_list, types.is_large_list, types.is_fixed_size_list
+            if not any(kind(lists.type) for kind in kinds) or not types.is_floating(lists.type.value_type):
+                raise ValueError(f"search: {column!r} of {path.name!r} is {lists.type}; lists of floats are needed")
+            numbers = lists.flatten()
+            if lists.null_count or numbers.null_count:
+                raise ValueError(f"search: row group {group} of {path.name!r} has rows without a whole embedding")
+            lengths = compute.list_value_length(lists).unique().to_pylist()
+            if len(lengths) > 1:
+                raise ValueError(f"search: the embeddings in row group {group} of {path.name!r} are not of one length")
+            yield torch.from_numpy(np.array(numbers)).reshape(len(lists), *(lengths or [0]))
+
+
+def _refuse_name(name: str | None, what: str) -> None:
+    if name is not None:
+        raise ValueError(f"search: name is {name!r}; {what} is one array, without a name")
 
 
 def _chosen(path: Path, name: str | None, names: list[str]) -> str:
@@ -157,7 +178,9 @@ def _tensor(what: str, value: Any) -> Tensor:
         return value.detach()
     if type(value).__module__.partition(".")[0] == "numpy":
         try:
-            return torch.from_numpy(value if value.flags.writeable else value.copy())
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+                return torch.from_numpy(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"search: {what} is an array of {value.dtype}, which torch does not take") from error
     raise TypeError(f"search: {what} must be a tensor or an array, not {type(value).__name__}")

@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import native_specialize_impl
 
-from altclip_fast.kernels import attention, contrastive, embedding, launch, linear, norm, tuning
+from altclip_fast.kernels import attention, contrastive, contrastive_topk, embedding, launch, linear, norm, tuning
 from altclip_fast.report import Table
 
 from .shapes import MODELS, Work, asked, candidates, works
@@ -286,7 +286,7 @@ def _contrastive(dtype: torch.dtype, _: int) -> Iterator[Case]:
     softmax = partial(contrastive.similarity_softmax, a, b, 1.0, True)
     yield Case("similarity_softmax", "", softmax, 2 * flops, read + logits)
     for k in (1, 10, 100):
-        run = partial(contrastive.similarity_topk, a, b, k, 1.0, True)
+        run = partial(contrastive_topk.similarity_topk, a, b, k, 1.0, True)
         yield Case("similarity_topk", f"k={k}", run, flops, read)
     image = meta(6144, 768, dtype=dtype)  # two chunks of the backward
     loss, back = contrastive.contrastive_loss, contrastive.contrastive_loss_backward

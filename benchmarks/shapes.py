@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from altclip_fast.kernels import attention, contrastive, embedding, launch, linear, tuning
+from altclip_fast.kernels import attention, contrastive, contrastive_topk, embedding, launch, linear, tuning
 
 Device = torch.device | str
 
@@ -84,7 +84,7 @@ def works(sizes: Sizes) -> Iterator[Work]:
         name = f"{n}x{m}x{d}"
         for run in (contrastive.similarity, contrastive.similarity_softmax):
             yield Work("similarity", name, _scores(n, m, d), run, run.__name__)
-        yield Work("similarity_topk", name, _scores(n, m, d, 10), contrastive.similarity_topk, "similarity_topk")
+        yield Work("similarity_topk", name, _scores(n, m, d, 10), contrastive_topk.similarity_topk, "similarity_topk")
     for n, d in sizes.pairs:
         yield Work("contrastive_loss", f"{n}x{d}", _pairs(n, d), _loss, "contrastive_loss", gradients=True)
 

@@ -85,35 +85,74 @@ Tensor attention_cpu(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor c
   return out;
 }
 
-std::tuple<Tensor, Tensor> quantize_cpu(Tensor x) {
-  const int64_t rows = x.size(0), columns = x.size(1);
-  Tensor values = torch::stable::new_empty(x, {rows, columns}, ScalarType::Byte);
-  Tensor ranges = torch::stable::new_empty(x, {rows, 2}, ScalarType::Float);
-  const Quantize work = {x.data_ptr(), x.stride(0), columns, (uint8_t*)values.mutable_data_ptr(),
-                         (float*)ranges.mutable_data_ptr(), dtype_of(x)};
-  torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) { kernels().quantize(work, begin, end); });
-  return {values, ranges};
-}
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// weight [N, K] of 8 bits, contiguous, K a multiple of 4; panels are whole vectors wide.
-Tensor pack_int8_cpu(Tensor weight) {
-  const int64_t columns = weight.size(0), depth = weight.size(1), unit = 64;
-  Tensor packed = torch::stable::new_empty(weight, {(columns + unit - 1) / unit * unit * depth});
-  kernels().pack_int8((const int8_t*)weight.data_ptr(), columns, depth, packed.mutable_data_ptr());
+// weight [N, K], contiguous, rows of whole lanes of 32 bits; any dtype. In whole panels of columns.
+Tensor pack_weight_cpu(Tensor weight) {
+  const int64_t columns = weight.size(0), depth = weight.size(1), unit = kernels().panel;
+  Tensor packed = torch::stable::new_empty(weight, {ceil_div(columns, unit) * unit * depth});
+  kernels().pack_weight(weight.data_ptr(), columns, depth * weight.element_size() / 4, packed.mutable_data_ptr());
   return packed;
 }
 
 const void* data_of(const std::optional<Tensor>& x) { return x ? x->data_ptr() : nullptr; }
 
-// values [M, K], ranges [M, 2], packed, sums [N], scale [N], bias [N], residual [M, N]: all contiguous; `out` too.
-void int8_linear_cpu(Tensor values, Tensor ranges, Tensor packed, Tensor sums, Tensor scale, std::optional<Tensor> bias,
-                     int64_t activation, std::optional<Tensor> residual, Tensor out) {
-  const Int8Linear work = {(const uint8_t*)values.data_ptr(), (const float*)ranges.data_ptr(), packed.data_ptr(),
-                           (const float*)sums.data_ptr(), (const float*)scale.data_ptr(), data_of(bias),
-                           data_of(residual), out.mutable_data_ptr(), values.size(0), values.size(1), out.size(1),
-                           static_cast<Activation>(activation), dtype_of(out)};
-  const int64_t items = kernels().int8_linear_items(work);
-  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { kernels().int8_linear(work, begin, end); });
+// A packed weight with N columns; of 8-bit numbers, with sums and scale [N]; and its bias [N]. All contiguous.
+struct Layer {
+  Tensor packed;
+  int64_t columns;
+  std::optional<Tensor> sums, scale, bias;
+};
+
+// activation(x w^T + bias) + residual; `like` is any tensor of the dtype.
+void run_linear(const Tensor& like, const void* x, int64_t row_stride, int64_t rows, int64_t depth, const Layer& w,
+                int64_t activation, const void* residual, void* out) {
+  const Dtype dtype = dtype_of(like);
+  Linear work = {x, row_stride, nullptr, nullptr, nullptr, w.packed.data_ptr(), data_of(w.bias), residual, out,
+                 rows, depth, w.columns, static_cast<Activation>(activation), dtype};
+  Tensor values, ranges;
+  if (w.scale) {
+    values = torch::stable::new_empty(like, {rows, depth}, ScalarType::Byte);
+    ranges = torch::stable::new_empty(like, {rows, 2}, ScalarType::Float);
+    const Quantize rows_of_x = {x, row_stride, depth, (uint8_t*)values.mutable_data_ptr(),
+                                (float*)ranges.mutable_data_ptr(), dtype};
+    torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) { kernels().quantize(rows_of_x, begin, end); });
+    work.x = values.data_ptr(), work.row_stride = depth, work.ranges = (const float*)ranges.data_ptr();
+    work.sums = (const float*)w.sums->data_ptr(), work.scale = (const float*)w.scale->data_ptr();
+  }
+  const int64_t items = kernels().linear_items(work);
+  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { kernels().linear(work, begin, end); });
+}
+
+// x [M, K] with any stride of whole lanes between rows; residual [M, N], contiguous.
+Tensor linear_cpu(Tensor x, Tensor packed, int64_t columns, std::optional<Tensor> sums, std::optional<Tensor> scale,
+                  std::optional<Tensor> bias, int64_t activation, std::optional<Tensor> residual) {
+  Tensor out = torch::stable::new_empty(x, {x.size(0), columns});
+  run_linear(x, x.data_ptr(), x.stride(0), x.size(0), x.size(1), {packed, columns, sums, scale, bias}, activation,
+             data_of(residual), out.mutable_data_ptr());
+  return out;
+}
+
+constexpr int64_t MLP_ROWS = 512;  // at once: what lies between the two products stays in the L3
+
+// The same twice, the activation after the first.
+Tensor mlp_cpu(Tensor x, Tensor packed1, int64_t columns1, std::optional<Tensor> sums1, std::optional<Tensor> scale1,
+               std::optional<Tensor> bias1, int64_t activation, Tensor packed2, int64_t columns2,
+               std::optional<Tensor> sums2, std::optional<Tensor> scale2, std::optional<Tensor> bias2,
+               std::optional<Tensor> residual) {
+  const Layer first = {packed1, columns1, sums1, scale1, bias1}, second = {packed2, columns2, sums2, scale2, bias2};
+  const int64_t rows = x.size(0), size = x.element_size(), chunks = std::max<int64_t>(1, ceil_div(rows, MLP_ROWS));
+  Tensor out = torch::stable::new_empty(x, {rows, columns2});
+  Tensor hidden = torch::stable::new_empty(x, {ceil_div(rows, chunks), columns1});
+  for (int64_t i = 0; i < chunks; i++) {
+    const int64_t begin = rows * i / chunks, count = rows * (i + 1) / chunks - begin;
+    auto at = [&](const void* data, int64_t stride) { return (char*)data + begin * stride * size; };
+    run_linear(x, at(x.data_ptr(), x.stride(0)), x.stride(0), count, x.size(1), first, activation, nullptr,
+               hidden.mutable_data_ptr());
+    run_linear(x, hidden.data_ptr(), columns1, count, columns1, second, 0,
+               residual ? at(residual->data_ptr(), columns2) : nullptr, at(out.data_ptr(), columns2));
+  }
+  return out;
 }
 
 Table table_of(const Tensor& x) { return {x.data_ptr(), x.size(0), x.stride(0)}; }
@@ -123,8 +162,6 @@ Tensor floats(const Tensor& like, std::initializer_list<int64_t> shape) {
 }
 
 float* data(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the tiles of some rows with all rows of b are shared out. Few rows of b, as the labels of a classifier: each
 // thread packs all of them, and takes some of the other rows; else each takes some rows of b.
@@ -339,11 +376,13 @@ STABLE_TORCH_LIBRARY(altclip_fast_native, m) {
   m.def(
       "attention_cpu(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, bool causal, float scale) "
       "-> Tensor");
-  m.def("quantize_cpu(Tensor x) -> (Tensor, Tensor)");
-  m.def("pack_int8_cpu(Tensor weight) -> Tensor");
+  m.def("pack_weight_cpu(Tensor weight) -> Tensor");
   m.def(
-      "int8_linear_cpu(Tensor values, Tensor ranges, Tensor packed, Tensor sums, Tensor scale, Tensor? bias, "
-      "int activation, Tensor? residual, Tensor(a!) out) -> ()");
+      "linear_cpu(Tensor x, Tensor packed, int columns, Tensor? sums, Tensor? scale, Tensor? bias, int activation, "
+      "Tensor? residual) -> Tensor");
+  m.def(
+      "mlp_cpu(Tensor x, Tensor packed1, int columns1, Tensor? sums1, Tensor? scale1, Tensor? bias1, int activation, "
+      "Tensor packed2, int columns2, Tensor? sums2, Tensor? scale2, Tensor? bias2, Tensor? residual) -> Tensor");
   m.def("l2_normalize_cpu(Tensor x) -> Tensor");
   m.def("similarity_cpu(Tensor a, Tensor b, float scale, bool normalize) -> Tensor");
   m.def("similarity_softmax_cpu(Tensor a, Tensor b, float scale, bool normalize) -> Tensor");
@@ -362,9 +401,9 @@ STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CPU, m) {
   m.impl("attention_cpu", TORCH_BOX(&altclip_fast::attention_cpu));
-  m.impl("quantize_cpu", TORCH_BOX(&altclip_fast::quantize_cpu));
-  m.impl("pack_int8_cpu", TORCH_BOX(&altclip_fast::pack_int8_cpu));
-  m.impl("int8_linear_cpu", TORCH_BOX(&altclip_fast::int8_linear_cpu));
+  m.impl("pack_weight_cpu", TORCH_BOX(&altclip_fast::pack_weight_cpu));
+  m.impl("linear_cpu", TORCH_BOX(&altclip_fast::linear_cpu));
+  m.impl("mlp_cpu", TORCH_BOX(&altclip_fast::mlp_cpu));
   m.impl("l2_normalize_cpu", TORCH_BOX(&altclip_fast::l2_normalize_cpu));
   m.impl("similarity_cpu", TORCH_BOX(&altclip_fast::similarity_cpu));
   m.impl("similarity_softmax_cpu", TORCH_BOX(&altclip_fast::similarity_softmax_cpu));

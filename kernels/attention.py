@@ -247,12 +247,9 @@ def _divisor(total):
 def _attend(
     state,  # of the keys before: peak [M], sum of the exponentials [M], values times exponentials [M, DV]
     mine,  # (q,)
-    k_view,
-    v_view,
+    keys,
     query,
     key,
-    ahead,
-    scale,
     SIZE: tl.constexpr,
     EDGE: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -261,6 +258,7 @@ def _attend(
     PRECISION: tl.constexpr,
 ):
     """A step of the forward: the state after the SIZE keys from `key` on."""
+    k_view, v_view, ahead, scale = keys
     M: tl.constexpr = state[0].shape[0]
     s, _ = _scores(mine[0], query, k_view, key, ahead, M, SIZE, EDGE, CAUSAL, D, PRECISION)
     p, peak = _exponentials(s, state[0], scale)
@@ -274,12 +272,9 @@ def _attend(
 def _add_statistics(
     state,  # of the keys before: peak [M], sum of the exponentials [M], sum of exponentials times dP [M]
     mine,  # q, dO
-    k_view,
-    v_view,
+    keys,
     query,
     key,
-    ahead,
-    scale,
     SIZE: tl.constexpr,
     EDGE: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -288,6 +283,7 @@ def _add_statistics(
     PRECISION: tl.constexpr,
 ):
     """A step of the backward's first walk: the state after the SIZE keys from `key` on."""
+    k_view, v_view, ahead, scale = keys
     M: tl.constexpr = state[0].shape[0]
     s, _ = _scores(mine[0], query, k_view, key, ahead, M, SIZE, EDGE, CAUSAL, D, PRECISION)
     dp, _ = _product(mine[1], query, v_view, key, M, SIZE, DV, EDGE, PRECISION)
@@ -300,12 +296,9 @@ def _add_statistics(
 def _add_dq(
     dq,  # [M, D], before its scale
     mine,  # q, dO, lse [M], delta [M]
-    k_view,
-    v_view,
+    keys,
     query,
     key,
-    ahead,
-    scale,
     SIZE: tl.constexpr,
     EDGE: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -314,6 +307,7 @@ def _add_dq(
     PRECISION: tl.constexpr,
 ):
     """A step of the backward's second walk: dq after the SIZE keys from `key` on."""
+    k_view, v_view, ahead, scale = keys
     M: tl.constexpr = dq[0].shape[0]
     s, k = _scores(mine[0], query, k_view, key, ahead, M, SIZE, EDGE, CAUSAL, D, PRECISION)
     dp, _ = _product(mine[1], query, v_view, key, M, SIZE, DV, EDGE, PRECISION)
@@ -328,11 +322,8 @@ def _walk_keys(
     STEP: tl.constexpr,  # one of the three above
     state,
     mine,  # what a step needs of the queries
-    k_view,
-    v_view,
+    keys,  # k, v, not loaded yet; the offset of a causal mask, the scale
     query,
-    ahead,
-    scale,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -341,6 +332,7 @@ def _walk_keys(
     PRECISION: tl.constexpr,
 ):
     """The state after all keys that the BLOCK_M queries from `query` on look at. Only the last tiles need a mask."""
+    k_view, _, ahead, _ = keys
     k_rows = k_view[1]
     if CAUSAL:
         end = tl.minimum(query + ahead + BLOCK_M, k_rows)
@@ -349,14 +341,14 @@ def _walk_keys(
         end = k_rows
         whole = k_rows // BLOCK_N * BLOCK_N
     for key in range(0, whole, BLOCK_N):
-        state = STEP(state, mine, k_view, v_view, query, key, ahead, scale, BLOCK_N, False, False, D, DV, PRECISION)
+        state = STEP(state, mine, keys, query, key, BLOCK_N, False, False, D, DV, PRECISION)
     if CAUSAL or BLOCK_N <= 2 * TAIL:
         for key in range(whole, end, BLOCK_N):
-            state = STEP(state, mine, k_view, v_view, query, key, ahead, scale, BLOCK_N, True, CAUSAL, D, DV, PRECISION)
+            state = STEP(state, mine, keys, query, key, BLOCK_N, True, CAUSAL, D, DV, PRECISION)
     elif end - whole > TAIL:
-        state = STEP(state, mine, k_view, v_view, query, whole, ahead, scale, BLOCK_N, True, False, D, DV, PRECISION)
+        state = STEP(state, mine, keys, query, whole, BLOCK_N, True, False, D, DV, PRECISION)
     elif end > whole:
-        state = STEP(state, mine, k_view, v_view, query, whole, ahead, scale, TAIL, True, False, D, DV, PRECISION)
+        state = STEP(state, mine, keys, query, whole, TAIL, True, False, D, DV, PRECISION)
     return state
 
 
@@ -407,9 +399,8 @@ def _attention_kernel(
         out = _add_dot(_zeros(BLOCK_M, DV), None, p.to(v[0].dtype), v, PRECISION)
     else:
         state = peak, tl.zeros((BLOCK_M,), tl.float32), _zeros(BLOCK_M, DV)
-        _, total, out = _walk_keys(
-            _attend, state, (q,), k_view, v_view, query, ahead, scale, BLOCK_M, BLOCK_N, CAUSAL, D, DV, PRECISION
-        )
+        keys = k_view, v_view, ahead, scale
+        _, total, out = _walk_keys(_attend, state, (q,), keys, query, BLOCK_M, BLOCK_N, CAUSAL, D, DV, PRECISION)
     _store(out_ptr, out, (1.0 / _divisor(total))[:, None], q_start, query, q_rows, head, heads, DV)
 
 
@@ -460,6 +451,7 @@ def _attention_backward_q_kernel(
     v_view = _view(v_ptr, k_start, k_rows, v_columns, head, v_row, v_head, v_column)
     q = _keep(_view(q_ptr, q_start, q_rows, columns, head, q_row, q_head, q_column), query, BLOCK_M, D)
     grad = _keep(_view(grad_ptr, q_start, q_rows, v_columns, head, heads * DV[0], DV[0], 1), query, BLOCK_M, DV)
+    keys = k_view, v_view, ahead, scale
     peak = tl.full((BLOCK_M,), LOWEST, tl.float32)
     if ONE_PASS:
         s, k = _scores(q, query, k_view, 0, ahead, BLOCK_M, BLOCK_N, True, CAUSAL, D, PRECISION)
@@ -479,20 +471,7 @@ def _attention_backward_q_kernel(
         state = peak, tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
         mine = q, grad
         peak, total, along = _walk_keys(
-            _add_statistics,
-            state,
-            mine,
-            k_view,
-            v_view,
-            query,
-            ahead,
-            scale,
-            BLOCK_M,
-            BLOCK_N,
-            CAUSAL,
-            D,
-            DV,
-            PRECISION,
+            _add_statistics, state, mine, keys, query, BLOCK_M, BLOCK_N, CAUSAL, D, DV, PRECISION
         )
         delta = along / _divisor(total)
     if not WHOLE:
@@ -504,22 +483,7 @@ def _attention_backward_q_kernel(
         tl.store(delta_ptr + place, delta, row < q_rows)
     if not ONE_PASS:
         mine = q, grad, lse, delta
-        dq = _walk_keys(
-            _add_dq,
-            _zeros(BLOCK_M, D),
-            mine,
-            k_view,
-            v_view,
-            query,
-            ahead,
-            scale,
-            BLOCK_M,
-            BLOCK_N,
-            CAUSAL,
-            D,
-            DV,
-            PRECISION,
-        )
+        dq = _walk_keys(_add_dq, _zeros(BLOCK_M, D), mine, keys, query, BLOCK_M, BLOCK_N, CAUSAL, D, DV, PRECISION)
     _store(dq_ptr, dq, factor, q_start, query, q_rows, head, heads, D)
 
 
@@ -527,11 +491,9 @@ def _attention_backward_q_kernel(
 def _add_dk_dv(
     state,  # dk before its scale [M, D], dv [M, DV]
     kept,  # k, v
-    queries,  # q, dO, lse [Lq] and delta [Lq], not loaded yet
+    queries,  # q, dO, lse [Lq] and delta [Lq], not loaded yet; the offset of a causal mask, the scale
     key,
     query,
-    ahead,
-    scale,
     SIZE: tl.constexpr,
     EDGE: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -540,7 +502,7 @@ def _add_dk_dv(
     PRECISION: tl.constexpr,
 ):
     """dk and dv after the SIZE queries from `query` on. Scores are transposed here: a row is a key."""
-    q_view, grad_view, lse_ptr, delta_ptr = queries
+    q_view, grad_view, lse_ptr, delta_ptr, ahead, scale = queries
     row = query + tl.arange(0, SIZE)
     if EDGE:  # no score of a row behind the last one survives an lse of infinity
         lse = tl.load(lse_ptr + row, row < q_view[1], float("inf"))
@@ -610,21 +572,21 @@ def _attention_backward_kv_kernel(
     v = _keep(_view(v_ptr, k_start, k_rows, v_columns, head, v_row, v_head, v_column), key, BLOCK_M, DV)
     each = head.to(tl.int64) * rows + q_start
     kept = k, v
-    queries = q_view, grad_view, lse_ptr + each, delta_ptr + each
+    queries = q_view, grad_view, lse_ptr + each, delta_ptr + each, ahead, scale
     state = _zeros(BLOCK_M, D), _zeros(BLOCK_M, DV)
     whole = q_rows // BLOCK_N * BLOCK_N
     if CAUSAL:  # the queries before the first of these tiles look at none of the keys
         whole = tl.maximum(key - ahead, 0) // BLOCK_N * BLOCK_N
     else:
         for query in range(0, whole, BLOCK_N):
-            state = _add_dk_dv(state, kept, queries, key, query, ahead, scale, BLOCK_N, False, False, D, DV, PRECISION)
+            state = _add_dk_dv(state, kept, queries, key, query, BLOCK_N, False, False, D, DV, PRECISION)
     if CAUSAL or BLOCK_N <= 2 * TAIL:
         for query in range(whole, q_rows, BLOCK_N):
-            state = _add_dk_dv(state, kept, queries, key, query, ahead, scale, BLOCK_N, True, CAUSAL, D, DV, PRECISION)
+            state = _add_dk_dv(state, kept, queries, key, query, BLOCK_N, True, CAUSAL, D, DV, PRECISION)
     elif q_rows - whole > TAIL:
-        state = _add_dk_dv(state, kept, queries, key, whole, ahead, scale, BLOCK_N, True, False, D, DV, PRECISION)
+        state = _add_dk_dv(state, kept, queries, key, whole, BLOCK_N, True, False, D, DV, PRECISION)
     elif q_rows > whole:
-        state = _add_dk_dv(state, kept, queries, key, whole, ahead, scale, TAIL, True, False, D, DV, PRECISION)
+        state = _add_dk_dv(state, kept, queries, key, whole, TAIL, True, False, D, DV, PRECISION)
     _store(dk_ptr, state[0], factor, k_start, key, k_rows, head, heads, D)
     _store(dv_ptr, state[1], 1.0, k_start, key, k_rows, head, heads, DV)
 

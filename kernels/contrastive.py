@@ -12,10 +12,6 @@ pass over a and b finds before), and used there; in bf16 an H200 needs 1.9 ps a 
 - similarity_softmax needs one pass where a tile holds all of b (the labels of a classifier), else two, of which the
   first leaves m and l of every part of b's rows. A second product costs 1.9 ps a score; to write scores and read them
   twice would cost as much and round them.
-- similarity_topk leaves k candidates a row and part of b's rows. They are kept in registers as integers that order as
-  (score, lower index first, NaN above all); while some row's best score in a tile beats the least of its candidates, it
-  takes that place. A row takes k * (1 + log(M / k)) in all, so nearly all tiles are passed over with one comparison
-  a score. The parts are merged by counting, for every candidate, the better ones: that is its place.
 - contrastive_loss finds m and l of rows and columns in one sweep. Columns need partial results for every block of
   rows, so it goes by chunks of `CHUNK` rows: 8 * (parts + CHUNK / 128) bytes a row stay, as the embeddings themselves.
 - its backward sweeps again and then writes P + Q - 2 I, 4 * D rows at a time, for two products: 8 * N^2 * D
@@ -29,45 +25,39 @@ M and k only, and so does how the rows of b are parted where sums are made of th
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETED, capability, launch, rows
-from .linear import DOT, precision, processors, product
+from .launch import launch, rows
+from .linear import multiplying, product
 from .norm import tile_of
 from .tuning import Config, configuration
 
 CHUNK = 8192  # rows of a sweep of contrastive_loss
 GRADIENT_ROWS = 1024  # of its backward, or 4 * D if that is more: the chunk's gradient is as large as 4 embeddings
 PARTS = 256  # of b's rows at most, where each part leaves a partial sum
-MERGED = 2048  # candidates of a row that are merged at once
-MERGE_BLOCK = 256 if INTERPRETED else 64  # of those, how many are compared at once; the interpreter pays by the step
 
 LOG2E = math.log2(math.e)
 SMALLEST = tl.constexpr(1e-24)  # of a squared norm: EPS of ops/contrastive.py, squared
-LEAST_KEY = tl.constexpr(-(2**31))  # below the key of any score
-LAST_INDEX = tl.constexpr(2**31 - 1)
-EMPTY_SLOT = tl.constexpr((1 - 2**31) * 2**32)  # that, with an index
 
 
-def _config(rows: int, cols: int, block_k: int, warps: int, stages: int) -> Config:
+def tile_config(rows: int, cols: int, block_k: int, warps: int, stages: int) -> Config:
     return {"ROWS": rows, "COLS": cols, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}
 
 
 # Of "similarity" (softmax included), "similarity_topk" with k up to 32, and "contrastive_loss", for the tuner. In
 # float32 all have one BLOCK_K: that is the order of summation.
 CANDIDATES = (  # of bf16 and fp16
-    _config(128, 128, 64, 8, 3),
-    _config(128, 128, 32, 8, 4),
-    _config(128, 64, 64, 8, 3),
-    _config(64, 128, 64, 8, 3),
-    _config(64, 64, 64, 8, 4),
+    tile_config(128, 128, 64, 8, 3),
+    tile_config(128, 128, 32, 8, 4),
+    tile_config(128, 64, 64, 8, 3),
+    tile_config(64, 128, 64, 8, 3),
+    tile_config(64, 64, 64, 8, 4),
 )
-CANDIDATES_FLOAT32 = (_config(64, 64, 32, 8, 3), _config(64, 128, 32, 8, 3))
+CANDIDATES_FLOAT32 = (tile_config(64, 64, 32, 8, 3), tile_config(64, 128, 32, 8, 3))
 FEW_ROWS = CANDIDATES[3]
 
 
@@ -102,7 +92,7 @@ def _l2_normalize_kernel(
 
 
 @triton.jit
-def _scores(
+def scores(
     a,  # (pointer to [N, D], pointer to its inverse norms or None, N, its strides)
     b,  # likewise, [M, D]
     scale,
@@ -158,7 +148,7 @@ def _similarity_kernel(
     a = a_ptr, a_inverse_ptr, N, a_row, a_col
     b = b_ptr, b_inverse_ptr, M, b_row, b_col
     row, column = _place(tl.program_id(0), N, M, ROWS, COLS)
-    s = _scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
+    s = scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
     if SOFTMAX:
         if stats_ptr is None:  # one tile holds the whole row
             largest, total = _log_sum(tl.where((column < M)[None, :], s, float("-inf")), 1)
@@ -229,7 +219,7 @@ def _log_sum_kernel(
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(part * span, min(part * span + span, M), COLS):
         column = start + tl.arange(0, COLS)
-        s = _scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
+        s = scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
         if diagonal_ptr is not None:
             top = first + tl.program_id(0) * ROWS
             if (start < top + ROWS) & (top < start + COLS):
@@ -282,129 +272,6 @@ def _log_sum_combine_kernel(
 
 
 @triton.jit
-def _key(s):
-    """Integers in the order of the scores: NaN first, both zeros the same."""
-    bits = tl.where(s == 0.0, 0, s.to(tl.int32, bitcast=True))
-    return tl.where(s != s, 2147483647, _flip_negative(bits))
-
-
-@triton.jit
-def _flip_negative(bits):
-    """The bits of a float32 to an integer that is ordered like it, and back."""
-    return bits ^ ((bits >> 31) & 2147483647)
-
-
-@triton.jit
-def _with_index(key, index):
-    """The greater the key the better, and of equal keys the lower index."""
-    return (key.to(tl.int64) << 32) | (index ^ LAST_INDEX).to(tl.int64)
-
-
-@triton.jit
-def _keep_best(best, key, column):
-    """`best` [ROWS, SLOTS] with the keys [ROWS, COLS] of a tile that belong there, one of every row at a time."""
-    least = tl.min(best, 1)
-    top = tl.max(key, 1)
-    # Columns come in ascending order: an equal key of this tile has a higher index, and is not better.
-    waiting = tl.max(((top.to(tl.int64) << 32) > least).to(tl.int32), 0)
-    while waiting > 0:
-        chosen = tl.min(tl.where(key == top[:, None], column[None, :], LAST_INDEX), 1)
-        found = _with_index(top, chosen)
-        replaced = (best == least[:, None]) & (found > least)[:, None]
-        best = tl.where(replaced, found[:, None], best)
-        key = tl.where(column[None, :] == chosen[:, None], LEAST_KEY, key)
-        least = tl.min(best, 1)
-        top = tl.max(key, 1)
-        waiting = tl.max(((top.to(tl.int64) << 32) > least).to(tl.int32), 0)
-    return best
-
-
-@triton.jit
-def _similarity_topk_kernel(
-    a_ptr,  # [N, D]
-    b_ptr,  # [M, D]
-    a_inverse_ptr,  # [N] float32, or None
-    b_inverse_ptr,  # [M] float32, or None
-    candidate_ptr,  # [N, parts, k] int64, in no order: `_with_index` of the best scores of each part
-    scale,
-    N,
-    M,
-    D,
-    k,
-    span,
-    a_row,
-    a_col,
-    b_row,
-    b_col,
-    SLOTS: tl.constexpr,  # k, rounded up; not 64, for which ptxas aims at an occupancy that makes it spill
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    a = a_ptr, a_inverse_ptr, N, a_row, a_col
-    b = b_ptr, b_inverse_ptr, M, b_row, b_col
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    part = tl.program_id(1)
-    slot = tl.arange(0, SLOTS)
-    # An empty slot is below any score, and unlike all other ones; a slot beyond k is never the least.
-    empty = (part * SLOTS + slot).to(tl.int64) + EMPTY_SLOT
-    best = tl.where(slot < k, empty, 9223372036854775807)[None, :] + tl.zeros((ROWS, SLOTS), tl.int64)
-    for start in range(part * span, min(part * span + span, M), COLS):
-        column = start + tl.arange(0, COLS)
-        s = _scores(a, b, scale, row, column, D, DOT, PRECISION, BLOCK_K)
-        # Scores that are equal in the dtype of the result are ties.
-        key = _key(s.to(a_ptr.dtype.element_ty).to(tl.float32))
-        key = tl.where((column < M)[None, :] & (row < N)[:, None], key, LEAST_KEY)
-        if SLOTS == 1:
-            top = tl.max(key, 1)
-            chosen = tl.min(tl.where(key == top[:, None], column[None, :], LAST_INDEX), 1)
-            best = tl.maximum(best, _with_index(top, chosen)[:, None])
-        else:
-            best = _keep_best(best, key, column)
-    place = (row.to(tl.int64) * tl.num_programs(1) + part)[:, None] * k + slot[None, :]
-    tl.store(candidate_ptr + place, best, (row < N)[:, None] & (slot < k)[None, :])
-
-
-@triton.jit
-def _similarity_topk_merge_kernel(
-    candidate_ptr,  # [N, parts, k] int64
-    merged_ptr,  # [N, groups, k] int64, in order: the best k of `fan` parts each; None when there is one group
-    value_ptr,  # [N, k], or None
-    index_ptr,  # [N, k] int64, or None
-    N,
-    parts,
-    k,
-    fan,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    blocks = tl.cdiv(min(fan, parts) * k, BLOCK)
-    groups = tl.cdiv(parts, fan)
-    block = tl.program_id(0) % blocks
-    group = tl.program_id(0) // blocks % groups
-    row = (tl.program_id(0) // (blocks * groups) * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
-    count = min(fan, parts - group * fan) * k
-    candidates = candidate_ptr + (row * parts + group * fan) * k
-    mine = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
-    inside = (row < N) & (mine < count)
-    key = tl.load(candidates + mine, inside, 0)
-    rank = tl.zeros((ROWS, BLOCK), tl.int32)
-    for start in range(0, count, BLOCK):
-        other = (start + tl.arange(0, BLOCK))[None, :]
-        against = tl.load(candidates + other, (row < N) & (other < count), -9223372036854775808)
-        rank += tl.sum((against[:, None, :] > key[:, :, None]).to(tl.int32), 2)
-    kept = inside & (rank < k)
-    if merged_ptr is not None:
-        tl.store(merged_ptr + (row * groups + group) * k + rank, key, kept)
-    else:
-        value = _flip_negative((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
-        tl.store(value_ptr + row * k + rank, value.to(value_ptr.dtype.element_ty), kept)
-        tl.store(index_ptr + row * k + rank, (key & LAST_INDEX) ^ LAST_INDEX, kept)
-
-
-@triton.jit
 def _contrastive_loss_backward_kernel(
     a_ptr,  # [N, D], the texts from `first` on
     b_ptr,  # [M, D], the images
@@ -434,7 +301,7 @@ def _contrastive_loss_backward_kernel(
     a = a_ptr, a_inverse_ptr, N, a_row, a_col
     b = b_ptr, b_inverse_ptr, M, b_row, b_col
     row, column = _place(tl.program_id(0), N, M, ROWS, COLS)
-    s = _scores(a, b, scale * tl.load(scale_ptr), row, column, D, DOT, PRECISION, BLOCK_K)
+    s = scores(a, b, scale * tl.load(scale_ptr), row, column, D, DOT, PRECISION, BLOCK_K)
     row_largest = tl.load(row_stats_ptr + row, row < N, 0.0)
     row_total = tl.load(row_stats_ptr + row_plane + row, row < N, 1.0)
     column_largest = tl.load(column_stats_ptr + column, column < M, 0.0)
@@ -485,13 +352,13 @@ def l2_normalize(x: Tensor) -> Tensor:
 
 def similarity(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     """As `ops.similarity`."""
-    return _similarity(a, b, _inverses(a, b, normalize), float(scale), _tiles("similarity", a, b))
+    return _similarity(a, b, inverses_of(a, b, normalize), float(scale), tiles_of("similarity", a, b))
 
 
 def similarity_softmax(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
     """As `ops.similarity_softmax`."""
-    inverses, scale = _inverses(a, b, normalize), scale * LOG2E
-    config = _tiles("similarity", a, b)
+    inverses, scale = inverses_of(a, b, normalize), scale * LOG2E
+    config = tiles_of("similarity", a, b)
     stats = None
     if b.shape[0] > config["COLS"]:
         stats = torch.empty(2, a.shape[0], dtype=torch.float32, device=a.device)
@@ -499,44 +366,9 @@ def similarity_softmax(a: Tensor, b: Tensor, scale: float, normalize: bool) -> T
     return _similarity(a, b, inverses, scale, config, stats, softmax=True)
 
 
-def similarity_topk(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool) -> tuple[Tensor, Tensor]:
-    """As `ops.similarity_topk`."""
-    (n, _), m = a.shape, b.shape[0]
-    config = _topk_tiles(a, b, k)
-    blocks, tiles = triton.cdiv(n, config["ROWS"]), triton.cdiv(m, config["COLS"])
-    span = triton.cdiv(tiles, max(1, 2 * processors(a.device) // max(1, blocks))) * config["COLS"]
-    parts = triton.cdiv(m, span)
-    candidates = torch.empty(n, parts, k, dtype=torch.int64, device=a.device)
-    launch(
-        _similarity_topk_kernel,
-        (blocks, parts),
-        a,
-        b,
-        *_inverses(a, b, normalize),
-        candidates,
-        float(scale),
-        n,
-        m,
-        a.shape[1],
-        k,
-        span,
-        *a.stride(),
-        *b.stride(),
-        SLOTS=triton.next_power_of_2(k) if k <= 32 else max(128, triton.next_power_of_2(k)),
-        **_product(a),
-        **config,
-    )
-    return _merge(candidates, a.dtype)
-
-
-def similarity_argmax(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
-    """As `ops.similarity_argmax`."""
-    return similarity_topk(a, b, 1, scale, normalize)[1].view(-1)
-
-
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> Tensor:
     """As `ops.contrastive_loss`."""
-    by_row, by_column, diagonal = _sweep(text, image, _inverses(text, image, normalize), _exponential(logit_scale))
+    by_row, by_column, diagonal = _sweep(text, image, inverses_of(text, image, normalize), _exponential(logit_scale))
 
     def cross_entropy(stats: Tensor) -> Tensor:
         return ((stats[0] - diagonal) * math.log(2) + stats[1].log()).mean()
@@ -549,7 +381,7 @@ def contrastive_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of image, text and logit_scale."""
     count, width = image.shape
-    scale, inverses = _exponential(logit_scale), _inverses(text, image, normalize)
+    scale, inverses = _exponential(logit_scale), inverses_of(text, image, normalize)
     by_row, by_column, _ = _sweep(text, image, inverses, scale)
     image_unit, text_unit = (l2_normalize(image), l2_normalize(text)) if normalize else (image, text)
     image_grad, text_grad = (torch.empty(count, width, dtype=torch.float32, device=image.device) for _ in range(2))
@@ -574,7 +406,7 @@ def contrastive_loss_backward(
 Inverses = tuple[Tensor | None, Tensor | None]
 
 
-def _inverses(a: Tensor, b: Tensor, normalize: bool) -> Inverses:
+def inverses_of(a: Tensor, b: Tensor, normalize: bool) -> Inverses:
     """1 / |row| of a and of b."""
     if not normalize:
         return None, None
@@ -585,7 +417,7 @@ def _inverses(a: Tensor, b: Tensor, normalize: bool) -> Inverses:
 
 
 def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
-    tile, warps = tile_of(max(1, x.shape[1]))
+    tile, warps = tile_of(x.shape[1])
     grid = (triton.cdiv(x.shape[0], tile["ROWS"]),)
     launch(_l2_normalize_kernel, grid, x, out, inverse, *x.shape, *x.stride(), **tile, num_warps=warps)
 
@@ -593,7 +425,7 @@ def _normalize(x: Tensor, out: Tensor | None, inverse: Tensor | None) -> None:
 def _unnormalize(grad: Tensor, factor: Tensor, x: Tensor, normalize: bool) -> Tensor:
     """The gradient of x from that of its normalised rows."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile, warps = tile_of(max(1, x.shape[1]))
+    tile, warps = tile_of(x.shape[1])
     launch(
         _l2_normalize_backward_kernel,
         (triton.cdiv(x.shape[0], tile["ROWS"]),),
@@ -636,7 +468,7 @@ def _similarity(
         *a.stride(),
         *b.stride(),
         SOFTMAX=softmax,
-        **_product(a),
+        **multiplying(a.dtype),
         **config,
     )
     return out
@@ -681,7 +513,7 @@ def _log_sums(
         span,
         *a.stride(),
         *b.stride(),
-        **_product(a),
+        **multiplying(a.dtype),
         **config,
     )
     _combine(row_parts, by_row)
@@ -699,7 +531,7 @@ def _combine(stats: Tensor, out: Tensor) -> None:
 def _sweep(text: Tensor, image: Tensor, inverses: Inverses, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """m and l of the rows [2, N] and columns [2, N] of the scores in base 2, and their diagonal [N]."""
     count = text.shape[0]
-    config = _tiles("contrastive_loss", text, image)
+    config = tiles_of("contrastive_loss", text, image)
     diagonal = torch.empty(count, dtype=torch.float32, device=text.device)
     by_row = torch.empty(2, count, dtype=torch.float32, device=text.device)
     starts = range(0, count, CHUNK)
@@ -728,7 +560,7 @@ def _score_gradient(
 ) -> tuple[Tensor, Tensor]:
     """P + Q - 2 I of the rows from `first` on, and the sums over tiles of its products with the scores in base 2."""
     n, m = text.shape[0], image.shape[0]
-    config = _tiles("contrastive_loss", text, image)
+    config = tiles_of("contrastive_loss", text, image)
     tiles = triton.cdiv(n, config["ROWS"]) * triton.cdiv(m, config["COLS"])
     grad = torch.empty(n, m, dtype=text.dtype, device=text.device)
     along = torch.empty(tiles, dtype=torch.float32, device=text.device)
@@ -751,7 +583,7 @@ def _score_gradient(
         by_row.stride(0),
         *text.stride(),
         *image.stride(),
-        **_product(text),
+        **multiplying(text.dtype),
         **config,
     )
     return grad, along
@@ -761,68 +593,21 @@ def _rows_from(inverses: Inverses, some: slice) -> Inverses:
     return (None if inverses[0] is None else inverses[0][some]), inverses[1]
 
 
-def _merge(candidates: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The best k of all parts, in order: [N, parts, k] -> values and indices [N, k]."""
-    n, parts, k = candidates.shape
-    fan = max(2, MERGED // k)
-    values = indices = None
-    while values is None:
-        groups = triton.cdiv(parts, fan)
-        count = min(fan, parts) * k
-        block = min(MERGE_BLOCK, triton.next_power_of_2(count))
-        rows_each = min(triton.next_power_of_2(max(1, n)), (MERGE_BLOCK // block) ** 2)
-        merged = None
-        if groups > 1:
-            merged = torch.empty(n, groups, k, dtype=torch.int64, device=candidates.device)
-        else:
-            values = torch.empty(n, k, dtype=dtype, device=candidates.device)
-            indices = torch.empty(n, k, dtype=torch.int64, device=candidates.device)
-        launch(
-            _similarity_topk_merge_kernel,
-            (triton.cdiv(n, rows_each) * groups * triton.cdiv(count, block),),
-            candidates,
-            merged,
-            values,
-            indices,
-            n,
-            parts,
-            k,
-            fan,
-            ROWS=rows_each,
-            BLOCK=block,
-        )
-        candidates, parts = merged, groups
-    return values, indices
-
-
 def _exponential(logit_scale: Tensor) -> Tensor:
     return logit_scale.reshape(1).float().exp()
 
 
-def _product(a: Tensor) -> dict[str, Any]:
-    return {"DOT": tl.float32 if INTERPRETED else DOT[a.dtype], "PRECISION": precision()}
-
-
-def _tiles(op: str, a: Tensor, b: Tensor) -> Config:
+def tiles_of(op: str, a: Tensor, b: Tensor, most: Config = CANDIDATES[0]) -> Config:
+    """The configuration of a kernel over tiles of scores; `most` where none is tuned, for many rows in 16 bits."""
     # Float32 is configured as for one row, whatever their number is: a row has the same bits in any batch.
     n, m = 1 if a.dtype == torch.float32 else a.shape[0], b.shape[0]
 
     def default() -> Config:
         if a.dtype == torch.float32:
             return CANDIDATES_FLOAT32[0]
-        if n <= 64:
-            return FEW_ROWS
-        # The keys beside the scores: on sm_80, whose products pass through registers, they are too many for 128 x 128.
-        return CANDIDATES[2 if op == "similarity_topk" and capability(a.device) < 90 else 0]
+        return FEW_ROWS if n <= 64 else most
 
     return configuration(op, a.device, a.dtype, (n, m, a.shape[1]), default)
-
-
-def _topk_tiles(a: Tensor, b: Tensor, k: int) -> Config:
-    """Of more than 32 candidates in registers there are few rows, and their tiles are bound by loads anyway."""
-    if k <= 32:
-        return _tiles("similarity_topk", a, b)
-    return _config(16, 128, 32 if a.dtype == torch.float32 else 64, 8, 3)
 
 
 def candidates(dtype: torch.dtype) -> tuple[Config, ...]:

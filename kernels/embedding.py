@@ -8,7 +8,7 @@ read once from memory and no patches are written. It costs 2 * B * patches * C *
 ViT-L/14) and, a picture, 150 KB of bytes in and 526 KB of bf16 out: about as long in either, 0.4 us of an H200. K runs
 along the lines of a patch, each padded to a power of two (14 to 16), so that neither a step nor a vector load crosses
 from one line into the next; the padding is masked, 9 % of the products at p = 14, and the weights are copied to that
-layout, so that they come in loads of 16 bytes. The class token is a row
+layout where it is another (p = 16 and 32 have it), so that they come in loads of 16 bytes. The class token is a row
 whose pixels are all masked: one row in 257 is cheaper than a second kernel. Tiles are 128 x 128 where these fill the
 GPU, since a multiprocessor's tensor cores need 64 products a value read, and 64 x 64 for a few pictures.
 
@@ -31,8 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETED, launch
-from .linear import DOT, precision
+from .launch import launch
+from .linear import multiplying
 from .norm import normalise, tile_of
 from .tuning import Config, configuration
 
@@ -195,7 +195,8 @@ def patch_embed(
     images, tokens = pixels.shape[0], position_embedding.shape[0]
     out = torch.empty(images, tokens, hidden, dtype=weight.dtype, device=weight.device)
     line = triton.next_power_of_2(width)
-    lines = F.pad(weight, (0, line - width)).reshape(hidden, -1).contiguous()
+    padded = F.pad(weight, (0, line - width)) if line > width else weight  # of nothing it would be a copy
+    lines = padded.reshape(hidden, -1).contiguous()
     config = _configuration(images * tokens, lines)
     affine = None
     if mean is not None and std is not None:
@@ -220,8 +221,7 @@ def patch_embed(
         PATCH_H=height,
         PATCH_W=width,
         LINE=line,
-        DOT=tl.float32 if INTERPRETED else DOT[weight.dtype],
-        PRECISION=precision(),
+        **multiplying(weight.dtype),
         **config,
     )
     return out

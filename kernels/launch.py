@@ -76,7 +76,7 @@ def _capability(device: torch.device) -> int:
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 2, **named: Any
 ) -> None:
-    """Start `kernel` on `grid`; an empty grid starts nothing.
+    """Start `kernel` on `grid`, on the device of its tensors; an empty grid starts nothing.
 
     Args:
         arguments, named: of the kernel.
@@ -90,8 +90,9 @@ def launch(
         target.launches.append(Launch(kernel, grid, given, {"num_warps": num_warps, "num_stages": num_stages}))
         return
     LAUNCHES[kernel.fn.__name__] += 1
-    # Said, not left to the default: some versions of Triton warn about it, and the default may change.
-    kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
+    with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):  # Triton takes the current device
+        # Said, not left to the default: some versions of Triton warn about it, and the default may change.
+        kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
 
 
 def rows(x: Tensor) -> Tensor:

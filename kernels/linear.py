@@ -183,19 +183,13 @@ def _finish(
     total,
     row,
     column,
-    bias_ptr,
-    other_ptr,
-    sum_ptr,
-    out_ptr,
-    M,
-    N,
-    other_row,
-    other_col,
+    around,  # bias, other, sum and out; M, N; the strides of other: as the kernel has them
     ACTIVATION: tl.constexpr,
     DERIVATIVE: tl.constexpr,
     APPROX: tl.constexpr,
 ):
     """The epilogue of some rows and columns whose products are summed."""
+    bias_ptr, other_ptr, sum_ptr, out_ptr, M, N, other_row, other_col = around
     inside = (row < M) & (column < N)
     place = row * N + column
     if bias_ptr is not None:
@@ -277,24 +271,10 @@ def _linear_kernel(
             if PIECES == 4:
                 pieces = _halves(pieces[0]) + _halves(pieces[1])
             WIDTH: tl.constexpr = BLOCK_N // PIECES
+            around = bias_ptr, other_ptr, sum_ptr, out_ptr, M, N, other_row, other_col
             for i in tl.static_range(PIECES):
                 column = (first_n + i * WIDTH + tl.arange(0, WIDTH))[None, :]
-                _finish(
-                    pieces[i],
-                    row,
-                    column,
-                    bias_ptr,
-                    other_ptr,
-                    sum_ptr,
-                    out_ptr,
-                    M,
-                    N,
-                    other_row,
-                    other_col,
-                    ACTIVATION,
-                    DERIVATIVE,
-                    APPROX,
-                )
+                _finish(pieces[i], row, column, around, ACTIVATION, DERIVATIVE, APPROX)
         else:
             column = (first_n + tl.arange(0, BLOCK_N))[None, :]
             part = (work % SPLIT_K) * M
@@ -325,22 +305,8 @@ def _linear_reduce_kernel(
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for part in tl.static_range(SPLIT_K):
         total += tl.load(parts_ptr + (part * M + row) * N + column, inside, 0.0)
-    _finish(
-        total,
-        row,
-        column,
-        bias_ptr,
-        other_ptr,
-        sum_ptr,
-        out_ptr,
-        M,
-        N,
-        other_row,
-        other_col,
-        ACTIVATION,
-        DERIVATIVE,
-        APPROX,
-    )
+    around = bias_ptr, other_ptr, sum_ptr, out_ptr, M, N, other_row, other_col
+    _finish(total, row, column, around, ACTIVATION, DERIVATIVE, APPROX)
 
 
 def linear(
@@ -463,8 +429,7 @@ def product(
         X=x_kind,
         WEIGHT=weight_kind,
         **epilogue,
-        DOT=tl.float32 if INTERPRETED else DOT[x.dtype],
-        PRECISION=precision(),
+        **multiplying(x.dtype),
         PIECES=_pieces(config),
         **config,
     )
@@ -507,6 +472,11 @@ def _wide(x: Tensor) -> bool:
 
 def _approximate(x: Tensor) -> bool:
     return x.dtype != torch.float32 and not INTERPRETED
+
+
+def multiplying(dtype: torch.dtype) -> dict[str, Any]:
+    """What a kernel multiplies numbers of this dtype as; the interpreter's products of bfloat16 are wrong."""
+    return {"DOT": tl.float32 if INTERPRETED else DOT[dtype], "PRECISION": precision()}
 
 
 def precision() -> str:

@@ -201,6 +201,6 @@ def _backward(
 
 def tile_of(width: int, elements: int = 1024) -> tuple[dict[str, int], int]:
     """About so many elements a program on four warps, so of 1024 eight a thread: loads of 16 bytes in bf16."""
-    block = triton.next_power_of_2(width)
+    block = triton.next_power_of_2(max(1, width))
     rows_each = max(1, elements // block)
     return {"ROWS": rows_each, "BLOCK": block}, min(16, max(1, rows_each * block // (elements // 4)))

@@ -10,6 +10,7 @@ import torch
 
 import altclip_fast as af
 from altclip_fast import cli
+from altclip_fast.testing.embeddings import FLOAT32
 
 
 def run(capsys, *arguments):
@@ -75,6 +76,9 @@ def test_a_bad_file_is_reported_and_the_others_go_on(capsys, altclip_folder, pho
         ["classify", "a.jpg", "--labels", "a", "--model", "m", "--batch-size", "0"],
         ["classify", "a.jpg", "--labels", "a", "--model", "m", "--dtype", "int7"],
         ["classify", "a.jpg", "--labels", "a", "--model", "m", "--frobnicate"],
+        ["classify", "a.jpg", "--labels", "a", "--model", "m", "--template", "x"],
+        ["embed", "--model", "m"],
+        ["search", "index.npy", "--model", "m"],
     ],
 )
 def test_wrong_usage(capsys, arguments):
@@ -85,8 +89,13 @@ def test_wrong_usage(capsys, arguments):
 def test_failed_job(capsys, tmp_path, altclip_folder):
     code, out, err = run(capsys, "classify", "a.jpg", "--labels", "a", "--model", tmp_path)
     assert code == 1 and out == "" and "config.json" in err
-    code, _, err = run(capsys, "classify", "a.jpg", "--labels", "a", "--model", altclip_folder, "--template", "x")
-    assert code == 1 and "template" in err
+
+
+def test_a_package_that_is_not_installed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "index.parquet").touch()
+    code, out, err = run(capsys, "search", tmp_path / "index.parquet", "--text", "a", "--model", "embedded")
+    assert code == 1 and out == "" and "altclip_fast[search]" in err and "Traceback" not in err
 
 
 def test_embed(capsys, altclip_folder, photo_paths, tmp_path):
@@ -99,15 +108,20 @@ def test_embed(capsys, altclip_folder, photo_paths, tmp_path):
     code, out, _ = run(capsys, "embed", "--text", "a cat", "猫", "--model", altclip_folder)
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["input"] for line in lines] == ["a cat", "猫"]
-    assert (torch.tensor(lines[0]["embedding"]) - expected[2]).abs().max() <= 5e-6
+    assert (torch.tensor(lines[0]["embedding"]) - expected[2]).abs().max() <= FLOAT32
 
 
 def test_embed_writes_nothing_when_it_fails(capsys, altclip_folder, tmp_path):
     target = tmp_path / "embeddings.npy"
     code, _, err = run(capsys, "embed", "absent.jpg", "--model", altclip_folder, "--output", target)
     assert code == 1 and "absent.jpg" in err and list(tmp_path.iterdir()) == []
-    code, _, err = run(capsys, "embed", "--model", altclip_folder)
-    assert code == 1 and "nothing to embed" in err
+
+
+def test_where_embeddings_cannot_be_written_nothing_is_computed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_load", lambda options: pytest.fail("the model was loaded"))
+    for target in (tmp_path, tmp_path / "absent" / "embeddings.npy"):
+        code, _, err = run(capsys, "embed", "a.jpg", "--output", target)
+        assert code == 1 and f"{target} cannot be written" in err
 
 
 def test_doctor(capsys):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from altclip_fast import dispatch
+from altclip_fast import dispatch, notices
 from altclip_fast.dispatch import BackendUnavailableError, Op, backends, forced_backend, op, use_backend
 
 counter = itertools.count()
@@ -173,6 +174,28 @@ def test_gpu_backends_need_gpu_tensors(monkeypatch):
     for name in ("cuda", "triton"):
         with use_backend(name), pytest.raises(BackendUnavailableError, match="tensors are on cpu"):
             some(X)
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), "reference"), ((8, 0), "triton"), ((9, 0), "triton")])
+def test_an_old_gpu_gets_the_reference_and_that_is_said_once(monkeypatch, capability, runs):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(dispatch, "_missing", lambda name: None)
+    monkeypatch.setattr(dispatch, "_too_old", dispatch.functools.cache(dispatch._too_old.__wrapped__))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    notices.forget("old-gpu")
+    some = scaled("triton")
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        x = torch.empty(2, 3, device="cuda:1")
+        assert {some.choose(x) for _ in range(3)} == {runs}
+        old = runs == "reference"
+        assert [str(w.message) for w in said] == [
+            "cuda:1 is an sm_75, and the kernels need sm_80 or later: torch's own run instead"
+        ] * old
+        if old:
+            with use_backend("triton"), pytest.raises(BackendUnavailableError, match="need sm_80 or later"):
+                some(x)
 
 
 def test_the_interpreter_runs_only_when_asked_for(monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 
 import altclip_fast as af
 from altclip_fast import notices
+from altclip_fast.testing.embeddings import FLOAT32
 
 LABELS = ["cat", "two dogs", "一张猫的照片", "une fleur", "a very long label that goes on and on for a while"]
 
@@ -29,7 +30,7 @@ def normalised(x):
 
 def gate(ours, reference):
     assert ours.shape == reference.shape
-    assert (ours - reference).abs().max() <= 5e-6
+    assert (ours - reference).abs().max() <= FLOAT32
 
 
 def test_images_equal_transformers(folder, encoder, photos):
@@ -38,7 +39,7 @@ def test_images_equal_transformers(folder, encoder, photos):
         expected = model.get_image_features(**processor(images=photos, return_tensors="pt")).pooler_output
     gate(encoder.encode_image(photos), normalised(expected))
     found = encoder.encode_image(photos, normalize_embeddings=False)
-    assert (found - expected).abs().max() <= 5e-6 * max(1, expected.abs().max())
+    assert (found - expected).abs().max() <= FLOAT32 * max(1, expected.abs().max())
 
 
 def test_texts_equal_transformers(folder, encoder):
@@ -154,7 +155,7 @@ def test_the_processors_options_count(encoder, photos, options):
     with torch.no_grad():
         features = encoder.model.get_image_features(processor(photos, return_tensors="pt")["pixel_values"])
     found = encoder.encode_image(photos, normalize_embeddings=False)
-    assert (found - features).abs().max() <= 5e-6 * max(1, features.abs().max())
+    assert (found - features).abs().max() <= FLOAT32 * max(1, features.abs().max())
 
 
 def test_pixels_that_do_not_fit_the_model(encoder, photos):
@@ -206,14 +207,20 @@ def test_long_texts_are_cut_and_said_once(encoder):
     ("call", "error", "match"),
     [
         (lambda e: e.encode_text(["a", 3]), TypeError, "1"),
+        (lambda e: e.encode_text(None), TypeError, "texts is None"),
         (lambda e: e.encode_text("a", batch_size=0), ValueError, "batch_size is 0"),
         (lambda e: e.encode_image([], batch_size=1.5), ValueError, "batch_size is 1.5"),
         (lambda e: e.encode_image([], errors="ignore"), ValueError, "errors is 'ignore'"),
         (lambda e: e.classifier([]), ValueError, "labels is empty"),
-        (lambda e: e.classifier("cat"), TypeError, "labels is the string 'cat'"),
+        (lambda e: e.classifier("cat"), TypeError, "labels is 'cat'; a list"),
+        (lambda e: e.classifier(5), TypeError, "labels is 5; a list"),
         (lambda e: e.classifier(["cat", None]), TypeError, "label 1 is None"),
         (lambda e: e.classifier(["cat"], "a photo"), ValueError, "template is 'a photo'"),
         (lambda e: e.classifier(["cat"], "{} and {}"), ValueError, "one {} for the label"),
+        (lambda e: e.classifier(["cat"], "{.foo}"), ValueError, "one {} for the label"),
+        (lambda e: e.classifier(["cat"], "{[0]}{[a]}"), ValueError, "one {} for the label"),
+        (lambda e: e.classifier(["cat"], "{{}}"), ValueError, "it needs {} where the label goes"),
+        (lambda e: e.classifier(["cat"], None), TypeError, "template is None"),
         (lambda e: e.classifier(["cat"], []), ValueError, "template is an empty list"),
     ],
 )
@@ -238,8 +245,8 @@ def test_classifier_equals_transformers(folder, encoder, photos):
 def test_the_text_tower_runs_once(encoder, photos):
     calls = []
     encoder.model.text_model.register_forward_hook(lambda *_: calls.append(1))
-    original = encoder.model.text_model.pooled
-    encoder.model.text_model.pooled = lambda **inputs: calls.append(1) or original(**inputs)
+    original = encoder.model.text_model.pooled_of
+    encoder.model.text_model.pooled_of = lambda tokens: calls.append(1) or original(tokens)
     classify = encoder.classifier(LABELS)
     assert len(calls) == 1
     classify(photos)
@@ -250,6 +257,19 @@ def test_the_text_tower_runs_once(encoder, photos):
         encoder.model.text_projection.weight.mul_(2)
     encoder.classifier(LABELS)
     assert len(calls) == 2
+
+
+def test_the_labels_asked_for_last_are_kept(encoder):
+    calls = []
+    original = encoder.model.text_model.pooled_of
+    encoder.model.text_model.pooled_of = lambda tokens: calls.append(1) or original(tokens)
+    first = encoder.classifier(["0"]).embeddings
+    for i in range(40):
+        encoder.classifier([str(i)])
+        assert encoder.classifier(["0"]).embeddings is first
+    assert len(calls) == 40 and len(encoder._labels) < 40
+    encoder.classifier(["1"])
+    assert len(calls) == 41
 
 
 def test_templates_are_averaged(encoder):

@@ -1,6 +1,7 @@
 """The native library: what runs where, and what an installation without it says."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,30 @@ def test_a_build_that_is_not_possible_is_no_error(variables, reason, tmp_path):
     assert done.returncode == 0, done.stderr
     assert reason in done.stdout and done.stdout.count("without its native library") == 1
     assert not list(tmp_path.rglob("*.so"))
+
+
+COMPILER = """#!/bin/sh
+for word; do
+  [ "$last" = -o ] && touch "$word"
+  last=$word
+done
+echo a compiler
+echo of nothing
+"""
+
+
+def test_it_is_built_in_a_folder_with_a_space(tmp_path):
+    """From sources, and into a place, whose paths the shell would take apart; by a compiler that makes empty files."""
+    folder, binaries = tmp_path / "my code", tmp_path / "my tools"
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copy(ROOT / "setup.py", folder)
+    binaries.mkdir()
+    for name in ("c++", "nvcc"):
+        (binaries / name).write_text(COMPILER)
+        (binaries / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CUDA_HOME")}
+    environment["PATH"] = f"{binaries}:{environment['PATH']}"
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "without" not in done.stdout, done.stdout
+    assert {path.stem for path in folder.rglob("*.so")} == {"altclip_fast_native", "altclip_fast_cuda"}

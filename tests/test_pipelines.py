@@ -7,6 +7,7 @@ import torch
 import transformers as hf
 
 import altclip_fast as af
+from altclip_fast.testing.embeddings import FLOAT32
 
 LABELS = ["cat", "two dogs", "une photo", "猫"]
 TASK = "zero-shot-image-classification"
@@ -16,7 +17,7 @@ def assert_same(ours, theirs):
     assert [pair["label"] for pair in ours] == [pair["label"] for pair in theirs]
     assert all(list(pair) == ["score", "label"] for pair in ours)
     scores = torch.tensor([[p["score"] for p in pairs] for pairs in (ours, theirs)])
-    assert (scores[0] - scores[1]).abs().max() <= 5e-6
+    assert (scores[0] - scores[1]).abs().max() <= FLOAT32
 
 
 def test_equals_transformers(folder, photo_paths, photos):
@@ -36,6 +37,7 @@ def test_one_image_or_a_list(altclip_folder, photos):
     assert isinstance(pipe([photos[0]], LABELS)[0], list)
     assert pipe(images=photos[0], candidate_labels=LABELS) == pipe(photos[0], LABELS)
     assert pipe([], LABELS) == []
+    assert pipe((photo for photo in photos[:1]), LABELS) == pipe([photos[0]], LABELS)
 
 
 def test_model_forms(altclip_folder, photos):
@@ -47,6 +49,14 @@ def test_model_forms(altclip_folder, photos):
     assert af.pipeline(TASK, model, processor=processor)(photos[0], LABELS) == expected
     assert af.pipeline(TASK, af.load(altclip_folder))(photos[0], LABELS) == expected
     assert af.pipeline(TASK, model=altclip_folder, device=-1, dtype=torch.float32)(photos[0], LABELS) == expected
+    for older in ({"torch_dtype": "bfloat16"}, {"dtype": "bfloat16", "torch_dtype": "float32"}):
+        assert af.pipeline(TASK, model=altclip_folder, device_map="cpu", **older).model.dtype is torch.bfloat16
+    assert af.pipeline(TASK, model, processor=processor, device="meta").device.type == "meta"
+
+
+def test_one_place_to_run(altclip_folder):
+    with pytest.raises(ValueError, match="device is 'cpu' and device_map is 'cpu'"):
+        af.pipeline(TASK, model=altclip_folder, device="cpu", device_map="cpu")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +68,8 @@ def test_model_forms(altclip_folder, photos):
         (lambda f: af.pipeline(TASK, model=f)("a.jpg"), ValueError, "no candidate_labels"),
         (lambda f: af.pipeline(TASK, model=f)("a.jpg", []), ValueError, "labels is empty"),
         (lambda f: af.pipeline(TASK, model=f)("absent.jpg", ["a"]), OSError, "absent.jpg"),
-        (lambda f: af.pipeline(TASK, model=f)("a.jpg", ["a"], hypothesis_template="x"), ValueError, "template"),
+        (lambda f: af.pipeline(TASK, model=f)("a.jpg", ["a"], hypothesis_template="x"), ValueError, "template is 'x'"),
+        (lambda f: af.pipeline(TASK, model=f)("a.jpg", ["a"], hypothesis_template=None), TypeError, "template is None"),
     ],
 )
 def test_bad_calls(altclip_folder, call, error, match):

@@ -88,11 +88,46 @@ def test_parquet(rows, queries, tmp_path):
     assert_found(af.search(file, queries, 5, name="embedding"), plain(rows, queries, 5))
 
 
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        ([[1.0, 0.0], [0.0, 1.0, 1.0, 1.0]], "not of one length"),  # six numbers would fit two rows of three
+        ([[1.0, 2.0, 3.0], None], "without a whole embedding"),
+        ([[1.0, None, 3.0]], "without a whole embedding"),
+        ([1.0, 2.0, 3.0], "lists of floats are needed"),
+        ([[1, 2, 3]], "lists of floats are needed"),
+        (["text"], "lists of floats are needed"),
+    ],
+)
+def test_parquet_columns_that_are_no_embeddings(column, message, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = tmp_path / "index.parquet"
+    parquet.write_table(pa.table({"embedding": column}), file)
+    with pytest.raises(ValueError, match=message):
+        af.search(file, torch.ones(3), 1)
+
+
 def test_parquet_without_pyarrow(monkeypatch, tmp_path, queries):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "index.parquet").write_bytes(b"")
     with pytest.raises(ImportError, match=r"altclip_fast\[search\]"):
         af.search(tmp_path / "index.parquet", queries)
+
+
+def test_an_empty_index(tmp_path):
+    np.save(tmp_path / "index.npy", np.ones((0, 4), dtype=np.float32))
+    for index in (torch.ones(0, 4), tmp_path / "index.npy"):
+        with pytest.raises(ValueError, match="k is 1; the index has 0 rows"):
+            af.search(index, torch.ones(4), 1)
+
+
+def test_only_files_of_several_tensors_take_a_name(rows, queries, tmp_path):
+    np.save(tmp_path / "index.npy", rows.numpy())
+    for index in (rows, tmp_path / "index.npy"):
+        with pytest.raises(ValueError, match=r"name is 'image'; .* is one array"):
+            af.search(index, queries, 5, name="image")
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -126,19 +161,29 @@ def test_what_is_refused(index, queries, k, error, message):
         af.search(index, queries, k)
 
 
-@pytest.mark.parametrize("name", ["index.npy", "index.safetensors", "index.txt"])
+@pytest.mark.parametrize("name", ["index.npy", "index.safetensors", "index.parquet", "index.txt"])
 def test_damaged_files(tmp_path, queries, name):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00 something else")
     with pytest.raises((OSError, ValueError), match=name):
         af.search(tmp_path / name, queries)
 
 
-def test_a_file_is_not_read_into_memory(tmp_path):
+def test_an_archive_is_no_array(tmp_path, queries):
+    with open(tmp_path / "index.npy", "wb") as file:
+        np.savez(file, np.ones((3, 24), dtype=np.float32))
+    with pytest.raises(OSError, match=r"'index\.npy' is an archive"):
+        af.search(tmp_path / "index.npy", queries)
+
+
+@pytest.mark.parametrize("given", ["{file!r}", "numpy.load({file!r}, mmap_mode='r')"])
+def test_a_file_is_not_read_into_memory(tmp_path, given):
     """Growth of the process' own memory in MiB while 240 MB are searched."""
     file = tmp_path / "index.npy"
     np.save(file, np.ones((300_000, 200), dtype=np.float32))
     code = f"""
-import threading, torch, altclip_fast as af
+import numpy, threading, torch, altclip_fast as af
 def own(): return int(next(x for x in open("/proc/self/status") if x.startswith("RssAnon")).split()[1]) / 1024
 queries = torch.randn(8, 200)
 af.search(torch.randn(600, 200), queries, 10)
@@ -148,12 +193,12 @@ def watch():
     while not done: most = max(most, own())
 thread = threading.Thread(target=watch)
 thread.start()
-af.search({str(file)!r}, queries, 10)
+af.search({given.format(file=str(file))}, queries, 10)
 done = True
 thread.join()
 print(most - before)
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert float(told.stdout) < 64
 
@@ -177,4 +222,4 @@ def test_command(capsys, altclip_folder, photo_paths, tmp_path):
     assert lines[0] == "a temple" and lines[1] == f"  {expected.scores[0, 0]:.4f}  {expected.indices[0, 0]}"
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments[:6])
-    assert stop.value.code == 1 and "--text or --image" in capsys.readouterr().err
+    assert stop.value.code == 2 and "--text or --image" in capsys.readouterr().err

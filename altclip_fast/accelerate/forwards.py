@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from ..dispatch import use_backend
 from ..models.outputs import Lazy
 from ..models.rows import Rows, packed_rows, whole_rows
+from ..models.stamp import stamp
 from ..models.text import host_can_read
 from .outputs import late
 from .stack import LAYOUTS, Stack, has_hooks, kind_of
@@ -196,14 +197,13 @@ class FusedTower(Fused):
     def _while_unchanged(self, stack: Stack, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         outer = [self.module.get_submodule(name) for name in (*self.before, *self.after)]
 
-        def stamp() -> list[tuple[int, int, int]]:
-            parameters = (*stack.parameters(), *(p for module in outer for p in module.parameters()))
-            return [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        def now() -> tuple:
+            return stamp((*stack.parameters(), *(p for module in outer for p in module.parameters())))
 
-        stamped, device = stamp(), stack.device.type
+        before, device = now(), stack.device.type
 
         def checked() -> Tensor:
-            if not stack.fits() or stamp() != stamped:
+            if not stack.fits() or now() != before:
                 raise RuntimeError("last_hidden_state was not read before the model changed; read it first")
             with torch.autocast(device, enabled=False):
                 return compute()

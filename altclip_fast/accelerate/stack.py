@@ -8,6 +8,7 @@ of the encoder's modules, and any hook on them, is a refusal: then transformers'
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ class Layout(NamedTuple):
     parts: dict[str, str]  # our modules that hold parameters, and theirs
     activation: str
     attention: str
-    heads: str  # attributes of `attention`
+    head_dim: str  # attributes of `attention`
     scale: str
     dropout: str
 
@@ -54,11 +55,11 @@ _POST_NORM = {
     "mlp.fc2": "output.dense",
     "norm2": "output.LayerNorm",
 }
-_PRE_NORM_NAMES = "mlp.activation_fn", "self_attn", "num_heads", "scale", "dropout"
+_PRE_NORM_NAMES = "mlp.activation_fn", "self_attn", "head_dim", "scale", "dropout"
 _POST_NORM_NAMES = (
     "intermediate.intermediate_act_fn",
     "attention.self",
-    "num_attention_heads",
+    "attention_head_size",
     "scaling",
     "attention_dropout",
 )
@@ -88,15 +89,26 @@ RECORDING = output_capturing.__name__  # where the hooks come from by which tran
 
 
 class _Place(NamedTuple):
-    """Where a module of theirs was found, and of what kind it was then."""
+    """Where a module of theirs was found, and what it was then."""
 
     siblings: dict[str, nn.Module | None]
     name: str
     module: nn.Module
-    kind: str
+    was: tuple[type[nn.Module], int, str]
 
     def unchanged(self) -> bool:
-        return self.siblings.get(self.name) is self.module and kind_of(self.module) == self.kind
+        return self.siblings.get(self.name) is self.module and _nature(self.module) == self.was
+
+
+class _Setting(NamedTuple):
+    """An attribute of a module of theirs, and its value when it was read."""
+
+    module: nn.Module
+    name: str
+    value: Any
+
+    def unchanged(self) -> bool:
+        return self.module.__dict__.get(self.name) == self.value
 
 
 class _Refusal(Exception):
@@ -124,6 +136,7 @@ class Stack:
         self._order: dict[str, Any] = encoder.get_submodule("layers")._modules
         self._count = len(self._order)
         self._places: list[_Place] = []
+        self._settings: list[_Setting] = []
         self._owned: list[dict[str, nn.Parameter | None]] = []
         self._linears: list[Linear] = []
         self._dropouts: list[tuple[nn.Module, str]] = []
@@ -140,9 +153,13 @@ class Stack:
         self._built_for = self.kind
 
     def fits(self) -> bool:
-        """The encoder's modules are still the ones that this was built from, in the same dtype and place."""
-        same = len(self._order) == self._count and self.kind == self._built_for
-        return same and all(place.unchanged() for place in self._places)
+        """The encoder's modules are still what this was built from, in the same dtype and place."""
+        return (
+            len(self._order) == self._count
+            and all(place.unchanged() for place in self._places)
+            and all(setting.unchanged() for setting in self._settings)
+            and self.kind == self._built_for
+        )
 
     def why_not(self) -> str | None:
         """Why a call cannot be served now, whatever it asks for; or None."""
@@ -192,11 +209,11 @@ class Stack:
             module = siblings.get(key)
             if module is None:
                 raise _Refusal(f"{path} is missing")
-            kind = kind_of(module)
-            self._places.append(_Place(siblings, key, module, kind))
-            if kind == "hooked":
+            nature = _nature(module)
+            self._places.append(_Place(siblings, key, module, nature))
+            if nature[-1] == "hooked":
                 raise _Refusal(f"{path} has hooks, or a forward of its own")
-            if kind != "plain" or type(module) is not type(expected):
+            if nature != _nature(expected):
                 if type(expected) is not nn.Linear:
                     raise _Refusal(f"{path} is not the {type(expected).__name__} that transformers makes")
                 self.as_is[path] = module
@@ -208,13 +225,16 @@ class Stack:
         activation = ACTIVATIONS.get(type(found[layout.activation]))
         if activation is None:
             raise _Refusal(f"the activation {type(found[layout.activation]).__name__} is not fused")
-        if getattr(found[""], "chunk_size_feed_forward", 0):
+        if self._read(found[""], "chunk_size_feed_forward"):
             raise _Refusal("chunk_size_feed_forward is set")
         attention = found[layout.attention]
-        sizes = config.hidden_size, getattr(attention, layout.heads), config.intermediate_size
+        if self._read(attention, "is_causal"):
+            raise _Refusal("is_causal is set")
+        heads = config.hidden_size // self._read(attention, layout.head_dim)
+        sizes = config.hidden_size, heads, config.intermediate_size
         with torch.device("meta"):
             ours = layout.ours(*sizes, activation, config.layer_norm_eps, 0.0, **layout.options)
-        ours.attention.scale = getattr(attention, layout.scale)
+        ours.attention.scale = self._read(attention, layout.scale)
         replaced = set(self.as_is.values())
         for part, name in layout.parts.items():
             mine, theirs = ours.get_submodule(part), found[name]
@@ -227,10 +247,21 @@ class Stack:
             if isinstance(mine, Linear):
                 self._linears.append(mine)
             else:
-                mine.eps = theirs.eps
+                mine.eps = self._read(theirs, "eps")
         self._dropouts.append((attention, layout.dropout))
         self._dropouts += [(module, "p") for module in found.values() if isinstance(module, nn.Dropout)]
         return ours
+
+    def _read(self, module: nn.Module, name: str) -> Any:
+        """An attribute of a module of theirs, or None; `fits` is over when it changes."""
+        setting = _Setting(module, name, module.__dict__.get(name))
+        self._settings.append(setting)
+        return setting.value
+
+
+def _nature(module: nn.Module) -> tuple[type[nn.Module], int, str]:
+    """Its class, the number of its own parameters and its kind: they may change in place."""
+    return type(module), len(module._parameters), kind_of(module)
 
 
 def kind_of(module: nn.Module) -> str:
@@ -241,7 +272,8 @@ def kind_of(module: nn.Module) -> str:
         "hooked": hooks, or a forward of its own.
         "special": parameters of other classes than `nn.Parameter`, such as quantised ones.
     """
-    if "forward" in module.__dict__ or has_hooks(module):
+    own = module.__dict__.get("forward")  # removing the hooks of other libraries leaves the class's own here, bound
+    if has_hooks(module) or (own is not None and own != MethodType(type(module).forward, module)):
         return "hooked"
     for parameter in module._parameters.values():
         if parameter is not None and type(parameter) is not nn.Parameter:

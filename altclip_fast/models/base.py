@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint, native
-from ..config import Config, find_config, read_json
+from ..config import CONFIG_NAME, Config, read_json
 from ..config_rules import parse_dtype
+from ..hub import resolve_file
 from ..notices import warn_once
 from ..quantization import STORED, check_quantization, is_quantized, quantize, stored_quantization
 
@@ -95,7 +96,8 @@ class Model(nn.Module):
             "cache_dir": cache_dir,
             "token": token,
         }
-        stored = stored_quantization(read_json(find_config(path_or_repo, **hub)))
+        written = resolve_file(path_or_repo, CONFIG_NAME, **hub)  # may be absent where a config is given
+        stored = None if written is None else stored_quantization(read_json(written))
         if config is None:
             config = cls.config_class.from_pretrained(path_or_repo, **hub, **config_values)
         elif config_values:

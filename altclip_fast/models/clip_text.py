@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import CLIPTextConfig
 from .base import normal_
-from .layers import LayerNorm, PreNormLayer, embedding
-from .outputs import BaseModelOutputWithPooling, Lazy
-from .rows import Rows
-from .text import Facts, TextTower
-from .tower import HiddenStates, padded
-from .vision import init_pre_norm_layers
+from .layers import LayerNorm, embedding
+from .outputs import BaseModelOutputWithPooling, then
+from .text import Facts, TextTower, Tokens
+from .tower import HiddenStates, init_pre_norm_layers, padded, pre_norm_layers
 
 
 class CLIPTextTower(TextTower):
@@ -30,17 +28,7 @@ class CLIPTextTower(TextTower):
         hidden, eps = config.hidden_size, config.layer_norm_eps
         self.token_embedding = embedding(config.vocab_size, hidden)
         self.position_embedding = embedding(config.max_position_embeddings, hidden)
-        self.layers = nn.ModuleList(
-            PreNormLayer(
-                hidden,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.hidden_act,
-                eps,
-                config.attention_dropout or 0.0,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.layers = pre_norm_layers(config)
         self.final_norm = LayerNorm(hidden, eps)
         factor = config.initializer_factor
         normal_(self.token_embedding.weight, factor * 0.02)
@@ -59,8 +47,16 @@ class CLIPTextTower(TextTower):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
         """The pooled output alone, [B, hidden]: the cheapest way to an embedding."""
-        x, rows = self._embed(input_ids, attention_mask, position_ids, self.attention_dropout > 0, pooled_only=True)
-        x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
+        dense = self.attention_dropout > 0
+        return self.pooled_of(self._tokens(input_ids, attention_mask, position_ids, dense, True, self.device))
+
+    def tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
+        """As the base class."""
+        return self._tokens(input_ids, attention_mask, None, self.attention_dropout > 0, True, input_ids.device)
+
+    def pooled_of(self, tokens: Tokens) -> Tensor:
+        """As the base class: [B, hidden]."""
+        x, _ = self.run_layers(self._embed(tokens), tokens.rows, self.record(False, False), pooled_only=True)
         return self.final_norm(x)
 
     def forward(
@@ -93,65 +89,55 @@ class CLIPTextTower(TextTower):
         """
         record = self.record(output_hidden_states, output_attentions)
         dense = record.weights is not None or self.attention_dropout > 0
-        x, rows = self._embed(input_ids, attention_mask, position_ids, dense, pooled_only=False)
-        pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
+        tokens = self._tokens(input_ids, attention_mask, position_ids, dense, False, self.device)
+        rows = tokens.rows
+        pooled, sequence = self.run_layers(self._embed(tokens), rows, record, pooled_only=False)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=padded(self._normalised(sequence), rows),
+            last_hidden_state=padded(then(sequence, self.final_norm), rows),
             pooler_output=self.final_norm(pooled),
             **record.fields(rows),
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
 
-    def _normalised(self, sequence: Tensor | Lazy) -> Tensor | Lazy:
-        if isinstance(sequence, Lazy):
-            return Lazy(lambda: self.final_norm(sequence()))
-        return self.final_norm(sequence)
+    def _embed(self, tokens: Tokens) -> Tensor:
+        word, position = self.token_embedding.weight, self.position_embedding.weight
+        return ops.text_embed(tokens.ids, tokens.positions, None, word, position, None, None, None, self.final_norm.eps)
 
-    def _embed(
+    def _tokens(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         dense: bool,
         pooled_only: bool,
-    ) -> tuple[Tensor, Rows]:
+        device: torch.device,
+    ) -> Tokens:
         config = self.config
         if input_ids is None:
             raise ValueError("You have to specify input_ids")
         if isinstance(input_ids, Tensor) and input_ids.dim() != 2 and input_ids.numel():
             input_ids = input_ids.reshape(-1, input_ids.shape[-1]) if input_ids.dim() else input_ids
-        self.check_ids("input_ids", input_ids)
+        self.check_ids("input_ids", input_ids, device)
         batch, length = input_ids.shape
         if length > config.max_position_embeddings:
             raise ValueError(
                 f"Sequence length must be less than max_position_embeddings (got `sequence length`: {length} "
                 f"and max_position_embeddings: {config.max_position_embeddings}); pass truncation=True"
             )
-        visible, mask = self.split_mask(attention_mask, batch, length)
+        visible, mask = self.split_mask(attention_mask, batch, length, device)
         facts = Facts()
         facts.span("input_ids", input_ids)
         if position_ids is None:
-            position_ids = torch.arange(length, device=self.device)[None]
+            position_ids = torch.arange(length, device=device)[None]
         else:
-            self.check_ids("position_ids", position_ids, batch, length)
+            self.check_ids("position_ids", position_ids, device, batch, length)
             facts.span("position_ids", position_ids)
         rows, read = self.plan(
             batch, length, visible, mask, self._end_of_text(input_ids), facts, dense=dense, pooled_only=pooled_only
         )
         self.check_span("input_ids", read, len(self.token_embedding.weight), "the vocabulary")
         self.check_span("position_ids", read, config.max_position_embeddings, "max_position_embeddings")
-        x = ops.text_embed(
-            rows.pack(input_ids),
-            rows.pack(position_ids.expand(batch, length)),
-            None,
-            self.token_embedding.weight,
-            self.position_embedding.weight,
-            None,
-            None,
-            None,
-            self.final_norm.eps,
-        )
-        return x, rows
+        return Tokens(rows.pack(input_ids), rows.pack(position_ids.expand(batch, length)), None, rows)
 
     def _end_of_text(self, input_ids: Tensor) -> Tensor:
         """[B] the pooled position: of the first match, or 0."""

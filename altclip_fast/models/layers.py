@@ -16,8 +16,9 @@ from .. import ops
 from ..dispatch import forced_backend
 from ..ops import int8
 from ..ops.linear import ACTIVATION
-from ..ops.packed import QUICK_GELU, PackedWeight, pack, why_not
+from ..ops.packed import QUICK_GELU, BlockedWeight, PackedWeight, form, pack, why_not
 from .rows import Rows
+from .stamp import Stamp, probe, stamp
 
 
 class LayerNorm(nn.LayerNorm):
@@ -62,8 +63,8 @@ class Linear(nn.Linear):
 
     def packed(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """The weight as an op should get it for x: packed, times `factor`, where that is faster; else as it is."""
-        if self.weight_scale is not None:
-            factor = 1.0  # the epilogue of 8-bit products has the activations themselves
+        if self.weight_scale is not None or form(self.weight) is not BlockedWeight:
+            factor = 1.0  # the epilogue of our own products has the activations themselves
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or self._records(x) or not _packs(self.weight):
             return self.weight if self.weight_scale is None else (self.weight * self.weight_scale[:, None]).to(x.dtype)
         kept = self._kept
@@ -106,22 +107,15 @@ class _Kept(NamedTuple):
     """A packed weight, and how to tell that the weight is still the one that was packed."""
 
     packed: PackedWeight
-    address: int
-    version: int
-    probe: Tensor  # some of the weight's values: a fused optimiser changes them without touching the version
+    stamp: Stamp
+    probe: Tensor
 
     @classmethod
     def of(cls, weight: Tensor, packed: PackedWeight) -> _Kept:
-        return cls(packed, weight.data_ptr(), weight._version, _probe(weight).clone())
+        return cls(packed, stamp((weight,)), probe(weight).clone())
 
     def fits(self, weight: Tensor) -> bool:
-        same = self.address == weight.data_ptr() and self.version == weight._version
-        return same and torch.equal(_probe(weight), self.probe)
-
-
-def _probe(weight: Tensor) -> Tensor:
-    flat = weight.detach().view(-1)
-    return flat[:: max(1, flat.numel() // 64)]
+        return self.stamp == stamp((weight,)) and torch.equal(probe(weight), self.probe)
 
 
 def _packs(weight: Tensor) -> bool:

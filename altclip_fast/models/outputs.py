@@ -40,6 +40,11 @@ def later(compute: Callable[[], Any]) -> Any:
     return Lazy(compute)
 
 
+def then(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`function` of a value, late where the value itself is."""
+    return Lazy(lambda: function(value())) if isinstance(value, Lazy) else function(value)
+
+
 def _any_autocast() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 

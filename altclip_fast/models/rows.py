@@ -7,7 +7,8 @@ compiling, for attention probabilities and their dropout, under a 4-D mask, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,12 @@ class Rows:
     @property
     def dense(self) -> bool:
         return self.cu_seqlens is None
+
+    def to(self, device: torch.device) -> Rows:
+        """These rows on another device; the host does not wait for the copies."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {n: x.to(device, non_blocking=True) for n, x in given.items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
     def pack(self, padded: Tensor) -> Tensor:
         """[batch, length, ..] -> [T, ..]"""

@@ -37,6 +37,27 @@ class Facts:
         return found
 
 
+@dataclass
+class Tokens:
+    """Texts as the layers take them: one id, position and type a row.
+
+    Attributes:
+        ids, positions: [T]; types: [T], or None where the tower has none.
+        rows: where they lie.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    types: Tensor | None
+    rows: Rows
+
+    def to(self, device: torch.device) -> Tokens:
+        """These tokens on another device; the host does not wait for the copies."""
+        ids, positions = (x.to(device, non_blocking=True) for x in (self.ids, self.positions))
+        types = None if self.types is None else self.types.to(device, non_blocking=True)
+        return Tokens(ids, positions, types, self.rows.to(device))
+
+
 def host_can_read(tensor: Tensor) -> bool:
     """Whether values may be read back: not while compiling, tracing, on meta, or in a graph capture."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta:
@@ -54,6 +75,18 @@ class TextTower(Tower):
     def max_tokens(self) -> int:
         """Tokens that a text may have, the special ones included."""
         return self.config.max_position_embeddings
+
+    def tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
+        """Texts, checked and packed where they lie: those on the host without waiting for the model's device.
+
+        Args:
+            input_ids, attention_mask: as in `forward`, but for the device, which is the same for both.
+        """
+        raise NotImplementedError
+
+    def pooled_of(self, tokens: Tokens) -> Tensor:
+        """The pooled output of `tokens`, which are on the model's device: [B, ..], the cheapest way to an embedding."""
+        raise NotImplementedError
 
     def plan(
         self,
@@ -99,11 +132,13 @@ class TextTower(Tower):
         last = not self.causal or read.get("after pooled", [0])[0] == 0
         return packed_rows(rows, pooled, read.get("lengths", []), self.causal, last), read
 
-    def split_mask(self, attention_mask: Tensor | None, batch: int, length: int) -> tuple[Tensor | None, Tensor | None]:
+    def split_mask(
+        self, attention_mask: Tensor | None, batch: int, length: int, device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
         """An attention mask as ([B, S] bool or None, 4-D or None), checked."""
         if attention_mask is None:
             return None, None
-        self.check_tensor("attention_mask", attention_mask)
+        self.check_tensor("attention_mask", attention_mask, device)
         if attention_mask.dim() == 4:
             shape = tuple(attention_mask.shape)
             heads = self.config.num_attention_heads
@@ -117,16 +152,18 @@ class TextTower(Tower):
             )
         return attention_mask != 0, None
 
-    def check_tensor(self, name: str, value: Tensor) -> None:
-        """It is a tensor, on the model's device."""
+    def check_tensor(self, name: str, value: Tensor, device: torch.device) -> None:
+        """It is a tensor on this device."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a Tensor, not {type(value).__name__}; pass return_tensors='pt'")
-        if value.device != self.device:
+        if value.device != device:
             raise ValueError(f"{name} is on {value.device}, the model on {self.device}; move one of them")
 
-    def check_ids(self, name: str, ids: Tensor, batch: int | None = None, length: int | None = None) -> None:
+    def check_ids(
+        self, name: str, ids: Tensor, device: torch.device, batch: int | None = None, length: int | None = None
+    ) -> None:
         """It is an integer tensor [batch, length], or [1, length] where the batch is known."""
-        self.check_tensor(name, ids)
+        self.check_tensor(name, ids, device)
         if ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name} has dtype {str(ids.dtype).removeprefix('torch.')}; int64 or int32 is needed")
         if ids.dim() != 2 or (batch is not None and (ids.shape[0] not in (1, batch) or ids.shape[1] != length)):

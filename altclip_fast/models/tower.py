@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .base import Model
+from ..config import AltCLIPVisionConfig, CLIPTextConfig, CLIPVisionConfig
+from .base import Model, normal_, zeros_
 from .layers import PostNormLayer, PreNormLayer
 from .outputs import Lazy, later
 from .rows import Rows
+from .stamp import stamp
 
 HiddenStates = bool | int | Sequence[int] | None
 
@@ -120,18 +122,43 @@ def padded(sequence: Tensor | Lazy, rows: Rows) -> Tensor | Lazy:
 def _guarded(layer: nn.Module, after: list[nn.Module], x: Tensor, rows: Rows) -> Any:
     """The layer's full output, later; refused when its weights, or those of what comes after, have changed by then."""
 
-    def stamp() -> list[tuple[int, int, int]]:
-        return [
-            (id(p), p.data_ptr(), 0 if p.is_inference() else p._version)
-            for module in (layer, *after)
-            for p in module.parameters()
-        ]
+    def now() -> tuple:
+        return stamp(p for module in (layer, *after) for p in module.parameters())
 
-    before = stamp()
+    before = now()
 
     def compute() -> Tensor:
-        if stamp() != before:
+        if now() != before:
             raise RuntimeError("last_hidden_state was not read before the model's parameters changed; read it first")
         return layer(x, rows)
 
     return compute
+
+
+def pre_norm_layers(config: CLIPTextConfig | CLIPVisionConfig | AltCLIPVisionConfig) -> nn.ModuleList:
+    """The layers of a CLIP tower, to be initialised by `init_pre_norm_layers`."""
+    return nn.ModuleList(
+        PreNormLayer(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.hidden_act,
+            config.layer_norm_eps,
+            config.attention_dropout,
+        )
+        for _ in range(config.num_hidden_layers)
+    )
+
+
+def init_pre_norm_layers(layers: nn.ModuleList, hidden: int, factor: float) -> None:
+    """The initialisation of CLIP: residual branches start smaller with depth."""
+    inner = hidden**-0.5 * (2 * len(layers)) ** -0.5 * factor
+    for layer in layers:
+        assert isinstance(layer, PreNormLayer)
+        attention, mlp = layer.attention, layer.mlp
+        for linear in (attention.query, attention.key, attention.value):
+            normal_(linear.weight, inner)
+        normal_(attention.output.weight, hidden**-0.5 * factor)
+        normal_(mlp.fc1.weight, (2 * hidden) ** -0.5 * factor)
+        normal_(mlp.fc2.weight, inner)
+        zeros_(*(p for name, p in layer.named_parameters() if name.endswith("bias")))

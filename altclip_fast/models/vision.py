@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import AltCLIPVisionConfig, CLIPVisionConfig
-from .base import normal_, zeros_
-from .layers import LayerNorm, Linear, PreNormLayer, embedding
+from .base import normal_
+from .layers import LayerNorm, Linear, embedding
 from .outputs import BaseModelOutputWithPooling
 from .rows import Rows, whole_rows
-from .tower import HiddenStates, Tower, padded
+from .tower import HiddenStates, Tower, init_pre_norm_layers, padded, pre_norm_layers
 
 
 class PatchEmbedding(Linear):
@@ -41,17 +41,7 @@ class VisionTower(Tower):
         self.patch_embedding = PatchEmbedding(config.num_channels, hidden, config.patch_size)
         self.position_embedding = embedding(positions, hidden)
         self.pre_norm = LayerNorm(hidden, eps)
-        self.layers = nn.ModuleList(
-            PreNormLayer(
-                hidden,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.hidden_act,
-                eps,
-                config.attention_dropout or 0.0,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.layers = pre_norm_layers(config)
         self.post_norm = LayerNorm(hidden, eps)
         factor = config.initializer_factor
         normal_(self.class_embedding, hidden**-0.5 * factor)
@@ -156,17 +146,3 @@ class VisionTower(Tower):
             )
         if pixel_values.device != self.device:
             raise ValueError(f"pixel_values is on {pixel_values.device}, the model on {self.device}; move one of them")
-
-
-def init_pre_norm_layers(layers: nn.ModuleList, hidden: int, factor: float) -> None:
-    """The initialisation of CLIP: residual branches start smaller with depth."""
-    inner = hidden**-0.5 * (2 * len(layers)) ** -0.5 * factor
-    for layer in layers:
-        assert isinstance(layer, PreNormLayer)
-        attention, mlp = layer.attention, layer.mlp
-        for linear in (attention.query, attention.key, attention.value):
-            normal_(linear.weight, inner)
-        normal_(attention.output.weight, hidden**-0.5 * factor)
-        normal_(mlp.fc1.weight, (2 * hidden) ** -0.5 * factor)
-        normal_(mlp.fc2.weight, inner)
-        zeros_(*(p for name, p in layer.named_parameters() if name.endswith("bias")))

@@ -13,9 +13,8 @@ from .. import ops
 from ..config import AltCLIPTextConfig
 from .base import normal_, zeros_
 from .layers import LayerNorm, Linear, PostNormLayer, embedding
-from .outputs import BaseModelOutputWithPoolingAndProjection, Lazy
-from .rows import Rows
-from .text import Facts, TextTower
+from .outputs import BaseModelOutputWithPoolingAndProjection, then
+from .text import Facts, TextTower, Tokens
 from .tower import HiddenStates, padded
 
 
@@ -89,17 +88,22 @@ class XLMRobertaTower(TextTower):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """The pooled output alone, [B, project_dim]: the cheapest way to an embedding."""
-        x, rows = self._embed(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            dense=self.attention_dropout > 0,
-            pooled_only=True,
-        )
-        x, _ = self.run_layers(x, rows, self.record(False, False), pooled_only=True)
-        return self.projection(self.final_norm(x))
+        dense = self.attention_dropout > 0
+        given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        return self._pooled(*self._tokens(*given, dense, True, self.device))
+
+    def tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
+        """As the base class."""
+        dense = self.attention_dropout > 0
+        return self._tokens(input_ids, attention_mask, None, None, None, dense, True, input_ids.device)[0]
+
+    def pooled_of(self, tokens: Tokens) -> Tensor:
+        """As the base class: [B, project_dim]."""
+        return self._pooled(tokens, None)
+
+    def _pooled(self, tokens: Tokens, given: Tensor | None) -> Tensor:
+        x, _ = self.run_layers(self._embed(tokens, given), tokens.rows, self.record(False, False), pooled_only=True)
+        return self._project(x)
 
     def forward(
         self,
@@ -131,23 +135,37 @@ class XLMRobertaTower(TextTower):
         """
         record = self.record(output_hidden_states, output_attentions)
         dense = record.weights is not None or self.attention_dropout > 0
-        x, rows = self._embed(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, dense, pooled_only=False
-        )
-        pooled, sequence = self.run_layers(x, rows, record, pooled_only=False)
+        given = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        tokens, embeds = self._tokens(*given, dense, False, self.device)
+        rows = tokens.rows
+        pooled, sequence = self.run_layers(self._embed(tokens, embeds), rows, record, pooled_only=False)
         output = BaseModelOutputWithPoolingAndProjection(
-            last_hidden_state=padded(self._project(sequence), rows),
-            pooler_output=self.projection(self.final_norm(pooled)),
+            last_hidden_state=padded(then(sequence, self._project), rows),
+            pooler_output=self._project(pooled),
             **record.fields(rows),
         )
         return output if self.return_dict(return_dict) else output.to_tuple()
 
-    def _project(self, sequence: Tensor | Lazy) -> Tensor | Lazy:
-        if isinstance(sequence, Lazy):
-            return Lazy(lambda: self.projection(self.final_norm(sequence())))
-        return self.projection(self.final_norm(sequence))
+    def _project(self, x: Tensor) -> Tensor:
+        return self.projection(self.final_norm(x))
 
-    def _embed(
+    def _embed(self, tokens: Tokens, given: Tensor | None) -> Tensor:
+        assert tokens.types is not None
+        x = ops.text_embed(
+            tokens.ids,
+            tokens.positions,
+            tokens.types,
+            self.word_embedding.weight if given is None else given,
+            self.position_embedding.weight,
+            self.token_type_embedding.weight,
+            self.embedding_norm.weight,
+            self.embedding_norm.bias,
+            self.embedding_norm.eps,
+            self.padding if given is None else None,
+        )
+        return F.dropout(x, self.config.hidden_dropout_prob, self.training)
+
+    def _tokens(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
@@ -156,14 +174,16 @@ class XLMRobertaTower(TextTower):
         inputs_embeds: Tensor | None,
         dense: bool,
         pooled_only: bool,
-    ) -> tuple[Tensor, Rows]:
+        device: torch.device,
+    ) -> tuple[Tokens, Tensor | None]:
+        """The tokens, and the caller's own word embeddings, a table [B * S, hidden] that their ids count through."""
         config, pad = self.config, self.padding
-        batch, length = self._check(input_ids, inputs_embeds)
-        visible, mask = self.split_mask(attention_mask, batch, length)
+        batch, length = self._check(input_ids, inputs_embeds, device)
+        visible, mask = self.split_mask(attention_mask, batch, length, device)
         facts = Facts()
         for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
             if ids is not None:
-                self.check_ids(name, ids, batch, length)
+                self.check_ids(name, ids, device, batch, length)
                 facts.span(name, ids)
         facts.span("input_ids", input_ids)
         if input_ids is not None and input_ids.numel():
@@ -171,32 +191,21 @@ class XLMRobertaTower(TextTower):
         counted = position_ids is None
         if position_ids is None:
             position_ids = self._positions(input_ids, batch, length)
-        pooled = torch.zeros(batch, dtype=torch.long, device=self.device)
+        pooled = torch.zeros(batch, dtype=torch.long, device=device)
         rows, read = self.plan(batch, length, visible, mask, pooled, facts, dense=dense, pooled_only=pooled_only)
         self.check_span("input_ids", read, len(self.word_embedding.weight), "the vocabulary")
         self.check_span("token_type_ids", read, config.type_vocab_size, "type_vocab_size")
         self.check_span("position_ids", read, config.max_position_embeddings, "max_position_embeddings")
         self._check_lengths(read.get("tokens") or ([] if inputs_embeds is None else [length]), counted)
 
-        ids, word = input_ids, self.word_embedding.weight
+        ids, given = input_ids, None
         if inputs_embeds is not None:
-            word = inputs_embeds.flatten(0, 1).to(word.dtype)
-            ids = torch.arange(batch * length, device=self.device).view(batch, length)
+            given = inputs_embeds.flatten(0, 1).to(self.word_embedding.weight.dtype)
+            ids = torch.arange(batch * length, device=device).view(batch, length)
         assert ids is not None
         types = token_type_ids if token_type_ids is not None else torch.zeros_like(position_ids)
-        x = ops.text_embed(
-            rows.pack(ids),
-            rows.pack(position_ids.expand(batch, length)),
-            rows.pack(types.expand(batch, length)),
-            word,
-            self.position_embedding.weight,
-            self.token_type_embedding.weight,
-            self.embedding_norm.weight,
-            self.embedding_norm.bias,
-            self.embedding_norm.eps,
-            None if inputs_embeds is not None else pad,
-        )
-        return F.dropout(x, config.hidden_dropout_prob, self.training), rows
+        positions, types = (rows.pack(x.expand(batch, length)) for x in (position_ids, types))
+        return Tokens(rows.pack(ids), positions, types, rows), given
 
     def _positions(self, input_ids: Tensor | None, batch: int, length: int) -> Tensor:
         """Positions count the tokens that are not padding, from pad + 1; padding is at pad."""
@@ -206,14 +215,14 @@ class XLMRobertaTower(TextTower):
         real = input_ids != pad
         return real.cumsum(1) * real + pad
 
-    def _check(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+    def _check(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, device: torch.device) -> tuple[int, int]:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if input_ids is not None:
-            self.check_ids("input_ids", input_ids)
+            self.check_ids("input_ids", input_ids, device)
             return input_ids.shape[0], input_ids.shape[1]
         assert inputs_embeds is not None
-        self.check_tensor("inputs_embeds", inputs_embeds)
+        self.check_tensor("inputs_embeds", inputs_embeds, device)
         if not inputs_embeds.is_floating_point():
             raise TypeError(
                 f"inputs_embeds has dtype {str(inputs_embeds.dtype).removeprefix('torch.')}; a floating one is needed"

@@ -175,20 +175,10 @@ def _kernels_take(q: Tensor, scale: float | None) -> bool | str:
 
 
 @attention.backend("triton", when=_triton_takes)
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    causal: bool,
-    scale: float | None,
-) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import attention
 
-    return attention.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
+    return attention.attention(*args)
 
 
 @attention.backward("triton")

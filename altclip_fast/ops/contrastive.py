@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,10 +143,10 @@ def similarity(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool = True)
 
 
 @similarity.backend("triton", when=_triton_takes)
-def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import contrastive
 
-    return contrastive.similarity(a, b, scale, normalize)
+    return contrastive.similarity(*args)
 
 
 @similarity.backend("cpu", when=_cpu_takes)
@@ -176,10 +177,10 @@ def _triton_takes_k(a: Tensor, b: Tensor, k: int, *_: object) -> bool | str:
 
 
 @similarity_topk.backend("triton", when=_triton_takes_k)
-def _(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool) -> tuple[Tensor, Tensor]:
-    from ..kernels import contrastive
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    from ..kernels import contrastive_topk
 
-    return contrastive.similarity_topk(a, b, k, scale, normalize)
+    return contrastive_topk.similarity_topk(*args)
 
 
 def _cpu_counts(a: Tensor, b: Tensor, *_: object) -> bool | str:
@@ -216,10 +217,10 @@ def similarity_softmax(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool
 
 
 @similarity_softmax.backend("triton", when=_triton_takes)
-def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import contrastive
 
-    return contrastive.similarity_softmax(a, b, scale, normalize)
+    return contrastive.similarity_softmax(*args)
 
 
 def _cpu_takes_softmax(a: Tensor, *_: object) -> bool | str:
@@ -250,10 +251,10 @@ def similarity_argmax(a: Tensor, b: Tensor, scale: float = 1.0, normalize: bool 
 
 
 @similarity_argmax.backend("triton", when=_triton_takes)
-def _(a: Tensor, b: Tensor, scale: float, normalize: bool) -> Tensor:
-    from ..kernels import contrastive
+def _(*args: Any) -> Tensor:
+    from ..kernels import contrastive_topk
 
-    return contrastive.similarity_argmax(a, b, scale, normalize)
+    return contrastive_topk.similarity_argmax(*args)
 
 
 @similarity_argmax.backend("cpu", when=_cpu_counts)
@@ -282,17 +283,17 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, normalize
 
 
 @contrastive_loss.backend("triton", when=_triton_takes)
-def _(image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import contrastive
 
-    return contrastive.contrastive_loss(image, text, logit_scale, normalize)
+    return contrastive.contrastive_loss(*args)
 
 
 @contrastive_loss.backward("triton")
-def _(grads: Sequence[Tensor], image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> Sequence[Tensor]:
+def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
     from ..kernels import contrastive
 
-    return contrastive.contrastive_loss_backward(grads[0], image, text, logit_scale, normalize)
+    return contrastive.contrastive_loss_backward(grads[0], *args)
 
 
 def contrastive_sums(

@@ -7,6 +7,7 @@ text_embed(ids) = layer_norm(word[ids] + token_type[types] + position[positions]
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,11 @@ def _check_patch(
         checks.tensors("patch_embed", pixels=pixels)
     checks.same_device("patch_embed", "pixels", pixels, weight.device)
     checks.shape("patch_embed", "weight", weight, None, None, None, None)
+    if 0 in weight.shape:
+        raise ValueError(f"patch_embed: weight is {checks.describe(weight)}; no dimension may be empty")
     hidden, channels, height, width = weight.shape
     checks.shape("patch_embed", "pixels", pixels, None, channels, None, None)
     checks.shape("patch_embed", "class_embedding", class_embedding, hidden)
-    if min(height, width) < 1:
-        raise ValueError(f"patch_embed: weight is {checks.describe(weight)}; a patch has at least one pixel")
     patches = (pixels.shape[2] // height) * (pixels.shape[3] // width)
     if patches < 1:
         raise ValueError(f"patch_embed: pixels is {checks.describe(pixels)}, less than a patch of {height}x{width}")
@@ -110,7 +111,7 @@ def _(
     grid = height // patch[0], width // patch[1]
     x = _normalised(pixels, weight.dtype, mean, std)[..., : grid[0] * patch[0], : grid[1] * patch[1]]
     x = x.reshape(batch, channels, grid[0], patch[0], grid[1], patch[1]).permute(0, 2, 4, 1, 3, 5)
-    patches = packed.product(x.reshape(batch, grid[0] * grid[1], weight[0].numel()), packed.packed(weight), None)
+    patches = packed.packed(weight).product(x.reshape(batch, grid[0] * grid[1], weight[0].numel()), None)
     return _tokens(patches, class_embedding, position_embedding)
 
 
@@ -120,17 +121,10 @@ def _triton_takes_patches(pixels: Tensor, weight: Tensor, *_: object) -> bool | 
 
 
 @patch_embed.backend("triton", when=_triton_takes_patches)
-def _(
-    pixels: Tensor,
-    weight: Tensor,
-    class_embedding: Tensor,
-    position_embedding: Tensor,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import embedding
 
-    return embedding.patch_embed(pixels, weight, class_embedding, position_embedding, mean, std)
+    return embedding.patch_embed(*args)
 
 
 def interpolate_positions(position_embedding: Tensor, height: int, width: int) -> Tensor:
@@ -249,20 +243,7 @@ def _triton_takes_text(
 
 
 @text_embed.backend("triton", when=_triton_takes_text)
-def _(
-    input_ids: Tensor,
-    position_ids: Tensor,
-    token_type_ids: Tensor | None,
-    word: Tensor,
-    position: Tensor,
-    token_type: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    padding_idx: int | None,
-) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import embedding
 
-    return embedding.text_embed(
-        input_ids, position_ids, token_type_ids, word, position, token_type, weight, bias, eps, padding_idx
-    )
+    return embedding.text_embed(*args)

@@ -113,32 +113,24 @@ def _cpu_takes(x: Tensor, *weights: Tensor) -> bool | str:
 @linear.backend("cpu", when=lambda x, weight, *_: _cpu_takes(x, weight))
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
     ready = packed.packed(weight)
-    form: Any = int8 if isinstance(ready, int8.Int8Weight) else packed
-    if activation in form.FUSED:
-        return form.product(x, ready, bias, activation, residual)
-    y = ACTIVATION[activation](form.product(x, ready, bias))
+    if activation in ready.fused:
+        return ready.product(x, bias, activation, residual)
+    y = ACTIVATION[activation](ready.product(x, bias))
     return y if residual is None else y + residual
 
 
 @linear.backend("triton", when=_triton_takes_linear)
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import linear
 
-    return linear.linear(x, weight, bias, activation, residual)
+    return linear.linear(*args)
 
 
 @linear.backward("triton")
-def _(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Sequence[Tensor]:
+def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
     from ..kernels import linear
 
-    return linear.linear_backward(grads[0], x, weight, bias, activation, residual)
+    return linear.linear_backward(grads[0], *args)
 
 
 @op(check=_check_mlp)
@@ -180,39 +172,25 @@ def _(
     activation: str,
     residual: Tensor | None,
 ) -> Tensor:
-    if activation != "quick_gelu" or isinstance(w1, int8.Int8Weight):
-        return linear(linear(x, packed.packed(w1), b1, activation), packed.packed(w2), b2, residual=residual)
-    bias = None if b1 is None else b1 * packed.QUICK_GELU
-    hidden = packed.product(x, packed.packed(w1, packed.QUICK_GELU), bias, "silu")  # 1.702 quick_gelu
-    return packed.product(hidden, packed.packed(w2, 1 / packed.QUICK_GELU), b2, residual=residual)
+    if activation == "quick_gelu" and packed.form(w1) is packed.BlockedWeight:
+        bias = None if b1 is None else b1 * packed.QUICK_GELU
+        hidden = packed.packed(w1, packed.QUICK_GELU).product(x, bias, "silu")  # 1.702 quick_gelu
+        return packed.packed(w2, 1 / packed.QUICK_GELU).product(hidden, b2, residual=residual)
+    first, second = packed.packed(w1), packed.packed(w2)
+    if isinstance(first, packed.PanelWeight) and isinstance(second, packed.PanelWeight) and activation in second.fused:
+        return first.mlp(x, b1, activation, second, b2, residual)
+    return linear(linear(x, first, b1, activation), second, b2, residual=residual)
 
 
 @mlp.backend("triton", when=lambda x, *_: checks.kernel_dtype(x))
-def _(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import linear
 
-    return linear.mlp(x, w1, b1, w2, b2, activation, residual)
+    return linear.mlp(*args)
 
 
 @mlp.backward("triton")
-def _(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Sequence[Tensor]:
+def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
     from ..kernels import linear
 
-    return linear.mlp_backward(grads[0], x, w1, b1, w2, b2, activation, residual)
+    return linear.mlp_backward(grads[0], *args)

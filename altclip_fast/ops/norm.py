@@ -7,6 +7,7 @@ add_layer_norm(x, residual) = (s, layer_norm(s)),  s = x + residual
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,10 +58,10 @@ def _triton_takes(x: Tensor, *_: object) -> bool | str:
 
 
 @layer_norm.backend("triton", when=_triton_takes)
-def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _(*args: Any) -> Tensor:
     from ..kernels import norm
 
-    return norm.layer_norm(x, weight, bias, eps)
+    return norm.layer_norm(*args)
 
 
 @layer_norm.backward("triton")
@@ -90,10 +91,10 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
 
 
 @add_layer_norm.backend("triton", when=_triton_takes)
-def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, Tensor]:
     from ..kernels import norm
 
-    return norm.add_layer_norm(x, residual, weight, bias, eps)
+    return norm.add_layer_norm(*args)
 
 
 @add_layer_norm.backward("triton")

@@ -14,6 +14,7 @@ from torch import Tensor
 FLOAT32 = 5e-6  # transformers is within 8e-7 of its own float64
 BFLOAT16 = 1.5  # times the RMS error of transformers in bfloat16
 INT8 = 0.99  # least centred cosine
+INT8_LABELS = 0.99  # least share of equal zero-shot labels, of the embedded models
 
 
 class Verdict(NamedTuple):

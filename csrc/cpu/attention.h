@@ -13,11 +13,11 @@ namespace ISA {
 // Scores -> exp2(scale * (score - largest)), in place as E; the rest of the row becomes 0. Returns 1 / their sum.
 template <class E>
 inline float softmax(float* row, int64_t keys, int64_t padded, Vector most, float scale) {
-  const Vector top = all(largest(most));
+  const Vector top = all(largest(most) * scale);
   Vector total = all(0);
   const int64_t visible = whole(keys, VL);
   for (int64_t j = 0; j < visible; j += VL) {
-    Vector p = exp2((*(Vector*)(row + j) - top) * scale);
+    Vector p = exp2(*(Vector*)(row + j) * scale - top);
     total += p;
     store((E*)row + j, p);
   }
@@ -46,7 +46,7 @@ void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch
   Lane* packed_v = packed_k + depth * padded;
   Lane* packed_q = packed_v + steps * whole(a.value_dim, VL);
   float* scores = (float*)(packed_q + ROWS * row);
-  pack_transposed<F>(k, packed_k);
+  pack_transposed<F>(k, packed_k, keys);
   pack<F>(v, packed_v);
 
   const float scale = a.scale * 1.4426950408889634f;

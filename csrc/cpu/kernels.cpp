@@ -11,8 +11,8 @@ namespace ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    TEXT(ISA), attention, quantize,  pack_int8,    int8_linear,   int8_linear_items, ROWS,         PANEL,
-    row_words, pack_rows, write_scores, keep_best, add_sums,      pack_columns,      add_gradients, softmax_rows,
+    TEXT(ISA), attention,    quantize,  pack_weight, linear,       linear_items,  ROWS,         PANEL,
+    row_words, pack_rows,    write_scores, keep_best, add_sums,    pack_columns,  add_gradients, softmax_rows,
     l2_normalize};
 
 }  // namespace ISA

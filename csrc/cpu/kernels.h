@@ -37,19 +37,20 @@ struct Quantize {
 
 enum class Activation : int64_t { None, QuickGelu, Gelu };
 
-// activation(x weight^T + bias) + residual, x and weight of 8-bit numbers.
-struct Int8Linear {
-  const uint8_t* values;
-  const float* ranges;
+// activation(x weight^T + bias) + residual; see altclip_fast/ops/panels.py.
+struct Linear {
+  const void* x;  // rows of the dtype; or values, where the weight is of 8 bits
+  int64_t row_stride;  // elements within a row are side by side
+  const float* ranges;  // of values: [rows, 2]; else null, as the next two
+  const float* sums;  // of each row of an 8-bit weight
+  const float* scale;  // of each row of an 8-bit weight
   const void* packed;  // the weight as a right operand, see product.h
-  const float* sums;  // of each row of the weight
-  const float* scale;  // of each row of the weight
   const void* bias;  // or null
   const void* residual;  // or null
   void* out;  // [rows, columns], contiguous
-  int64_t rows, depth, columns;  // depth in bytes, a multiple of 4
+  int64_t rows, depth, columns;  // depth in whole lanes of 32 bits
   Activation activation;
-  Dtype dtype;  // of bias, residual, out
+  Dtype dtype;  // of bias, residual, out; of x and the weight too, where these are not of 8 bits
 };
 
 // Rows of numbers: element (row, column) is at data + row * stride + column.
@@ -105,11 +106,11 @@ struct Kernels {
   void (*attention)(const Attention&, int64_t begin, int64_t end);
   // Rows begin..end.
   void (*quantize)(const Quantize&, int64_t begin, int64_t end);
-  // [columns, depth] bytes into a right operand.
-  void (*pack_int8)(const int8_t* weight, int64_t columns, int64_t depth, void* packed);
-  // Items begin..end of blocks of rows x panels of columns; `int8_linear_items` of them.
-  void (*int8_linear)(const Int8Linear&, int64_t begin, int64_t end);
-  int64_t (*int8_linear_items)(const Int8Linear&);
+  // [columns, depth] lanes of 32 bits into a right operand of whole panels.
+  void (*pack_weight)(const void* weight, int64_t columns, int64_t depth, void* packed);
+  // Items begin..end of blocks of rows x panels of columns; `linear_items` of them.
+  void (*linear)(const Linear&, int64_t begin, int64_t end);
+  int64_t (*linear_items)(const Linear&);
 
   int64_t block, panel;  // rows of a, and of b, that are multiplied at once
   int64_t (*row_words)(Dtype, int64_t dim);  // float32 values that a packed row takes

@@ -1,9 +1,11 @@
-// Linears of 8-bit numbers: rows quantised as they come, weights once.
+// Linears: activation(x w^T + bias) + residual, the weight packed once as a right operand.
 //
+// Floats are multiplied as they are. An 8-bit weight meets rows that are quantised as they come:
 //   x[m][k] = low[m] + step[m] * value[m][k],   w[n][k] = scale[n] * weight[n][k]
 //   x w^T   = scale[n] * (step[m] * sum_k value[m][k] weight[n][k] + low[m] * sum_k weight[n][k])
 //
-// The first sum is exact in 32 bits, so a row has the same bits in any company.
+// A sum is made in one order, whatever the other rows are: a row has the same bits in any company. Sums of 8-bit
+// products are exact in 32 bits.
 #pragma once
 
 #include "kernels.h"
@@ -12,14 +14,14 @@
 namespace altclip_fast {
 namespace ISA {
 
+// The values of a row, and its step and low.
 template <class T>
 inline void quantize_row(const T* x, int64_t columns, uint8_t* values, float* range) {
-  const View<T> row = {x, 0, 1, 1, columns};
   Vector low = all(to_float(x[0])), high = low, odd = all(0);  // odd: NaN where an element is NaN or infinite
   for (int64_t i = 0; i < columns; i += VL) {
-    Vector v = row.vector(0, i);
+    Vector v = vector_at(x, i, columns);
     if (i + VL > columns) v = count() < (float)(columns - i) ? v : low;
-    low = v < low ? v : low;
+    low = smaller(v, low);
     high = larger(v, high);
     odd += v - v;
   }
@@ -27,12 +29,12 @@ inline void quantize_row(const T* x, int64_t columns, uint8_t* values, float* ra
   range[0] = width / 255.0f;
   range[1] = least_x;
   const float inverse = width > 0 ? 255.0f / width : 0.0f;
-  for (int64_t i = 0; i < columns; i += VL) {
-    const Bytes found = __builtin_convertvector(nearest((row.vector(0, i) - least_x) * inverse), Bytes);
-    if (i + VL <= columns) *(Bytes*)(values + i) = found;
-    else
-      for (int64_t j = i; j < columns; j++) values[j] = found[j - i];
-  }
+  auto number = [&](int64_t i) { return __builtin_convertvector(nearest((vector_at(x, i, columns) - least_x) * inverse), Bytes); };
+  const int64_t full = columns / VL * VL;
+  for (int64_t i = 0; i < full; i += VL) *(Bytes*)(values + i) = number(i);
+  if (full == columns) return;
+  const Bytes rest = number(full);
+  __builtin_memcpy(values + full, &rest, columns - full);
 }
 
 template <class T>
@@ -49,16 +51,16 @@ inline void quantize(const Quantize& a, int64_t begin, int64_t end) {
   }
 }
 
-// Four bytes are a lane like any other.
-inline void pack_int8(const int8_t* weight, int64_t columns, int64_t depth, void* packed) {
-  const View<float> lanes = {(const float*)weight, depth / 4, 1, columns, depth / 4};
-  pack_transposed<Singles>(lanes, (float*)packed);
+// Lanes of 32 bits, whatever is in them.
+inline void pack_weight(const void* weight, int64_t columns, int64_t depth, void* packed) {
+  const View<float> lanes = {(const float*)weight, depth, 1, columns, depth};
+  pack_transposed<Singles>(lanes, (float*)packed, whole(columns, PANEL));
 }
 
 // 1 / (1 + e^-x)
 inline Vector sigmoid(Vector x) {
-  const Vector e = exp2((x < 0 ? x : -x) * 1.4426950408889634f);
-  return (x < 0 ? e : all(1)) / (1 + e);
+  const Vector z = clamped(x * -1.4426950408889634f, -126, 126), n = rounded(z);
+  return reciprocal(1 + power(n, z - n));
 }
 
 // 0.5 x (1 + erf(x / sqrt(2))), erf to 1.5e-7: Abramowitz and Stegun, 7.1.26.
@@ -73,61 +75,114 @@ inline Vector gelu(Vector x) {
   return x * (x < 0 ? rest : 1 - rest);
 }
 
-inline Vector activate(Vector x, Activation activation) {
-  switch (activation) {
-    case Activation::QuickGelu: return x * sigmoid(1.702f * x);
-    case Activation::Gelu: return gelu(x);
-    default: return x;
+template <Activation ACTIVATION>
+inline Vector activate(Vector x) {
+  if constexpr (ACTIVATION == Activation::QuickGelu) return x * sigmoid(1.702f * x);
+  if constexpr (ACTIVATION == Activation::Gelu) return gelu(x);
+  return x;
+}
+
+// Rows are taken in blocks of about one size, at most so many tiles: they share a panel while it is in the L2.
+constexpr int64_t BLOCK = 32;
+inline int64_t tiles(const Linear& a) { return over(a.rows, ROWS); }
+inline int64_t blocks(const Linear& a) { return over(tiles(a), BLOCK); }
+inline int64_t first_row(const Linear& a, int64_t block) {
+  return least(tiles(a) * block / blocks(a) * ROWS, a.rows);
+}
+inline int64_t linear_items(const Linear& a) { return blocks(a) * over(a.columns, PANEL); }
+
+// Where the sums of a tile are kept; those of a further part of the depth are added.
+struct Keep {
+  Vector* sums;
+  bool add;
+  void operator()(int r, int c, Vector x) const {
+    Vector* place = sums + r * COLUMNS + c;
+    *place = add ? *place + x : x;
   }
-}
+};
 
-constexpr int64_t BLOCK = 32 * ROWS;  // rows, at most, that share a panel while it is in the L2
-
-// Blocks of about one size: 257 rows are 132 and 125, not 192 and 65, of which two threads would take one each.
-inline int64_t block_rows(const Int8Linear& a) {
-  const int64_t blocks = over(a.rows, BLOCK);
-  return blocks ? whole(over(a.rows, blocks), ROWS) : BLOCK;
-}
-
-inline int64_t int8_linear_items(const Int8Linear& a) { return over(a.rows, block_rows(a)) * over(a.columns, PANEL); }
-
+// The residual comes from memory while the products are made.
 template <class T>
-void int8_linear_range(const Int8Linear& a, int64_t begin, int64_t end) {
-  const int64_t panels = over(a.columns, PANEL), lanes = a.depth / 4, height = block_rows(a);
-  const uint32_t* values = (const uint32_t*)a.values;
-  static thread_local Scratch scratch;
-  for (int64_t item = begin; item < end; item++) {
-    const int64_t block = item / panels * height, column = item % panels * PANEL;
-    const uint32_t* right = panel((const uint32_t*)a.packed, lanes, column);
-    for (int64_t first = block; first < least(a.rows, block + height); first += ROWS) {
-      const int64_t rows = least(ROWS, a.rows - first);
-      const uint32_t* left = values + first * lanes;
-      if (rows < ROWS) {
-        left = (const uint32_t*)scratch.take(ROWS * lanes);
-        __builtin_memcpy((void*)left, values + first * lanes, rows * a.depth);
-      }
-      tile_of<Quads>(vectors(a.columns, column), left, lanes, right, lanes, [&](int r, int c, Vector x) {
-        const int64_t m = first + r, n = column + c * VL, count = a.columns - n;
-        if (r >= rows) return;
-        const float step = a.ranges[2 * m], low = a.ranges[2 * m + 1];
-        const View<float> sums = {a.sums, 0, 1, 1, a.columns}, scale = {a.scale, 0, 1, 1, a.columns};
-        Vector y = (x * step + low * sums.vector(0, n)) * scale.vector(0, n);
-        if (a.bias) y += View<T>{(const T*)a.bias, 0, 1, 1, a.columns}.vector(0, n);
-        y = activate(y, a.activation);
-        if (a.residual) y += View<T>{(const T*)a.residual, a.columns, 1, a.rows, a.columns}.vector(m, n);
-        T* place = (T*)a.out + m * a.columns + n;
-        if (count >= VL) store(place, y);
-        else store_some(place, y, count);
-      });
+inline void fetch_residual(const Linear& a, int64_t row, int64_t rows, int64_t column) {
+  if (!a.residual) return;
+  const T* place = (const T*)a.residual + row * a.columns + column;
+  for (int64_t r = 0; r < rows; r++, place += a.columns)
+    for (int64_t n = 0; n < PANEL; n += 64 / sizeof(T)) __builtin_prefetch(place + n);
+}
+
+// The outputs of a tile of `rows` rows.
+template <class F, class T, Activation ACTIVATION>
+__attribute__((noinline)) void finish(const Linear& a, int64_t row, int64_t rows, int64_t column,
+                                      const Vector* sums) {
+  Vector bias[COLUMNS], scale[COLUMNS], low[COLUMNS];
+#pragma GCC unroll 8
+  for (int c = 0; c < COLUMNS; c++) {
+    const int64_t n = column + c * VL;
+    bias[c] = a.bias ? vector_at((const T*)a.bias, n, a.columns) : all(0);
+    if (!F::QUANTIZED) continue;
+    scale[c] = vector_at(a.scale, n, a.columns);
+    low[c] = vector_at(a.sums, n, a.columns) * scale[c];
+  }
+  const int64_t columns = a.columns;
+  T* out = (T*)a.out + row * columns + column;
+  const T* residual = a.residual ? (const T*)a.residual + row * columns + column : nullptr;
+  for (int64_t r = 0; r < rows; r++, sums += COLUMNS, out += columns) {
+#pragma GCC unroll 8
+    for (int c = 0; c < COLUMNS; c++) {
+      const int64_t left = columns - column - c * VL;
+      Vector y = sums[c];
+      if constexpr (F::QUANTIZED) y = y * scale[c] * a.ranges[2 * (row + r)] + (low[c] * a.ranges[2 * (row + r) + 1] + bias[c]);
+      else y += bias[c];
+      y = activate<ACTIVATION>(y);
+      if (residual) y += vector_at(residual + r * columns + c * VL, 0, left);
+      if (left >= VL) store(out + c * VL, y);
+      else if (left > 0) store_some(out + c * VL, y, left);
     }
   }
 }
 
-inline void int8_linear(const Int8Linear& a, int64_t begin, int64_t end) {
+template <class F, class T, Activation ACTIVATION>
+void linear_range(const Linear& a, int64_t begin, int64_t end) {
+  typedef typename F::Lane Lane;
+  static thread_local Scratch scratch;
+  Vector* sums = (Vector*)scratch.take(BLOCK * ROWS * PANEL);
+  const int64_t panels = over(a.columns, PANEL), lanes = a.depth / F::PER_LANE, slab = least(lanes, F::SLAB);
+  const int64_t stride = a.row_stride / F::PER_LANE;
+  for (int64_t item = begin; item < end; item++) {
+    const int64_t block = item / panels, column = item % panels * PANEL;
+    const int64_t first = first_row(a, block), last = first_row(a, block + 1);
+    const Lane* right = panel((const Lane*)a.packed, lanes, column);
+    for (int64_t i = 0; i < lanes; i += slab)
+      for (int64_t row = first; row < last; row += ROWS) {
+        const int64_t rows = least(ROWS, last - row);
+        const bool ready = i + slab >= lanes;
+        Vector* place = sums + (slab < lanes ? (row - first) * COLUMNS : 0);
+        if (ready) fetch_residual<T>(a, row, rows, column);
+        tile_rows<F>(rows, (const Lane*)a.x + row * stride + i, stride, 1, right + i * PANEL, least(slab, lanes - i),
+                     Keep{place, i > 0});
+        if (ready) finish<F, T, ACTIVATION>(a, row, rows, column, place);
+      }
+  }
+}
+
+template <class F, class T>
+void linear_as(const Linear& a, int64_t begin, int64_t end) {
+  switch (a.activation) {
+    case Activation::None: return linear_range<F, T, Activation::None>(a, begin, end);
+    case Activation::QuickGelu: return linear_range<F, T, Activation::QuickGelu>(a, begin, end);
+    case Activation::Gelu: return linear_range<F, T, Activation::Gelu>(a, begin, end);
+  }
+}
+
+inline void linear(const Linear& a, int64_t begin, int64_t end) {
   switch (a.dtype) {
-    case Dtype::Float32: return int8_linear_range<float>(a, begin, end);
-    case Dtype::BFloat16: return int8_linear_range<bfloat16>(a, begin, end);
-    case Dtype::Float16: return int8_linear_range<float16>(a, begin, end);
+    case Dtype::Float32: return (a.scale ? linear_as<Quads, float> : linear_as<Singles, float>)(a, begin, end);
+#if defined(__AVX512BF16__)
+    case Dtype::BFloat16: return (a.scale ? linear_as<Quads, bfloat16> : linear_as<Pairs, bfloat16>)(a, begin, end);
+#else
+    case Dtype::BFloat16: return linear_as<Quads, bfloat16>(a, begin, end);
+#endif
+    case Dtype::Float16: return linear_as<Quads, float16>(a, begin, end);
   }
 }
 

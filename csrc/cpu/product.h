@@ -2,6 +2,7 @@
 //
 // The depth of a product lies in lanes of 32 bits: one float, two bfloat16 or four 8-bit integers, whose products a
 // processor with AVX-512-BF16 or AVX-512-VNNI adds at once.
+// A linear sums SLAB lanes of the depth at a time, so that they are in the L2, and their sums: 64 x 512 x 4 = 131 KB.
 // The left operand is rows of lanes. The right one is panels of up to COLUMNS vectors, each [depth][columns], one after
 // another, so that it is read from front to back.
 #pragma once
@@ -53,12 +54,24 @@ struct View {
   }
 };
 
+template <class T>
+__attribute__((noinline)) Vector beyond(const T* row, int64_t column, int64_t columns) {
+  return View<T>{row, 0, 1, 1, columns}.vector(0, column);
+}
+// Of a row of so many columns; beyond them there are zeros.
+template <class T>
+inline Vector vector_at(const T* row, int64_t column, int64_t columns) {
+  return column + VL <= columns ? load(row + column) : beyond(row, column, columns);
+}
+
 struct Singles {
   static constexpr int PER_LANE = 1;
+  static constexpr bool QUANTIZED = false;
   typedef float Element;
   typedef float Lane;
   typedef Vector Lanes;
   typedef FloatTotal Total;
+  static constexpr int64_t SLAB = 512;
   static constexpr int AHEAD = 0;
 
   static Total add(Total total, Lane left, Lanes right) { return add_product(total, all(left), right); }
@@ -78,10 +91,12 @@ struct Singles {
 #if defined(__AVX512BF16__)
 struct Pairs {
   static constexpr int PER_LANE = 2;
+  static constexpr bool QUANTIZED = false;
   typedef bfloat16 Element;
   typedef uint32_t Lane;
   typedef Word Lanes;
   typedef Vector Total;
+  static constexpr int64_t SLAB = 512;
   static constexpr int AHEAD = 0;
 
   static Total add(Total total, Lane left, Lanes right) {
@@ -99,9 +114,12 @@ struct Pairs {
 
 // Four unsigned numbers on the left, four signed ones on the right.
 struct Quads {
+  static constexpr int PER_LANE = 4;
+  static constexpr bool QUANTIZED = true;
   typedef uint32_t Lane;
   typedef Word Lanes;
   typedef Int Total;
+  static constexpr int64_t SLAB = 1 << 20;  // one sum: it is exact
   static constexpr int AHEAD = 4;  // steps to fetch ahead: worth 4 % where weights come from the L2
 
 #if defined(__AVX512VNNI__)
@@ -144,13 +162,13 @@ inline void pack(const View<T>& x, typename F::Lane* packed) {
   }
 }
 
-// The transpose of x [columns, depth] as a right operand.
+// The transpose of x [columns, depth] as a right operand, of `columns` columns.
 template <class F, class T>
-inline void pack_transposed(const View<T>& x, typename F::Lane* packed) {
+inline void pack_transposed(const View<T>& x, typename F::Lane* packed, int64_t columns) {
   const int64_t depth = over(x.columns, F::PER_LANE);
-  for (int64_t j = 0; j < x.rows; j += PANEL) {
+  for (int64_t j = 0; j < columns; j += PANEL) {
     typename F::Lanes* to = (typename F::Lanes*)panel(packed, depth, j);
-    const int64_t wide = vectors(x.rows, j);
+    const int64_t wide = vectors(columns, j);
     for (int64_t c = 0; c < wide; c++)
       for (int64_t i = 0; i < depth; i += VL) {
         typename F::Lanes square[VL];

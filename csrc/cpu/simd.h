@@ -62,7 +62,14 @@ inline Int multiply_halves(Word a, Word b) { return (Int)_mm_madd_epi16((__m128i
 inline Vector bits_to_float(Word x) { return (Vector)x; }
 
 inline Vector load(const float* p) { return *(const Loose*)p; }
-inline Vector load(const bfloat16* p) { return bits_to_float(__builtin_convertvector(*(const Half*)p, Word) << 16); }
+#if defined(__AVX512F__)
+inline Word widened(const uint16_t* p) {
+  return (Word)_mm512_maskz_cvtepu16_epi32((__mmask16)-1, _mm256_loadu_si256((const __m256i*)p));
+}
+#else
+inline Word widened(const uint16_t* p) { return __builtin_convertvector(*(const Half*)p, Word); }
+#endif
+inline Vector load(const bfloat16* p) { return bits_to_float(widened(&p->bits) << 16); }
 inline Vector load(const float16* p) { return __builtin_convertvector(*(const Float16s*)p, Vector); }
 
 inline void store(float* p, Vector x) { *(Loose*)p = x; }
@@ -87,7 +94,7 @@ inline float to_float(bfloat16 x) {
 inline float to_float(float16 x) { return (float)x; }
 
 template <class T>
-inline void store_some(T* p, Vector x, int64_t count) {
+__attribute__((noinline)) void store_some(T* p, Vector x, int64_t count) {
   T whole[VL];
   store(whole, x);
   for (int64_t i = 0; i < count; i++) p[i] = whole[i];
@@ -108,7 +115,15 @@ inline Int nearest(Vector x) {
 }
 #endif
 
+// The second one where either is NaN.
+#if defined(__AVX512F__)
+inline Vector larger(Vector a, Vector b) { return (Vector)_mm512_maskz_max_ps((__mmask16)-1, (__m512)a, (__m512)b); }
+inline Vector smaller(Vector a, Vector b) { return (Vector)_mm512_maskz_min_ps((__mmask16)-1, (__m512)a, (__m512)b); }
+#else
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+#endif
+inline Vector clamped(Vector x, float low, float high) { return smaller(all(high), larger(all(low), x)); }
 template <class T>
 inline T narrow(float x) {
   T out[VL];
@@ -154,15 +169,24 @@ inline Vector rounded(Vector x) {
 }
 #endif
 
-// 2^(n + f) for an integer n and |f| <= 1/2: 2^f by its Taylor polynomial of degree 7, whose first omitted term is 5e-9.
+// 1 / x to 1 ulp, for numbers whose reciprocal is not denormal. A division takes as long as ten products.
+#if defined(__AVX512F__)
+inline Vector reciprocal(Vector x) {
+  const Vector y = (Vector)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)x);
+  return y + y * (1 - x * y);
+}
+#else
+inline Vector reciprocal(Vector x) { return 1 / x; }
+#endif
+
+// 2^(n + f) for an integer n and |f| <= 1/2: 2^f by a polynomial that is 1 at 0 and elsewhere within 2e-9 (minimax).
 inline Vector power(Vector n, Vector f) {
-  Vector p = all(1.5252733804059841e-5f);
-  p = p * f + 1.5403530393381609e-4f;
-  p = p * f + 1.3333558146428443e-3f;
-  p = p * f + 9.618129107628477e-3f;
-  p = p * f + 5.5504108664821576e-2f;
-  p = p * f + 2.402265069591007e-1f;
-  p = p * f + 6.931471805599453e-1f;
+  Vector p = all(1.5353361959569156e-4f);
+  p = p * f + 1.3398875016719103e-3f;
+  p = p * f + 9.61843691766262e-3f;
+  p = p * f + 5.5503323674201965e-2f;
+  p = p * f + 2.4022647738456726e-1f;
+  p = p * f + 6.931471824645996e-1f;
   p = p * f + 1.0f;
 #if defined(__AVX512F__)
   return (Vector)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
@@ -171,10 +195,16 @@ inline Vector power(Vector n, Vector f) {
 #endif
 }
 
-// 2^x for x <= 0, to 2 ulp; 0 below 2^-126; NaN stays.
+// 2^x for x <= 0, to 2 ulp; below 2^-126 it is 0, or denormal; NaN stays.
 inline Vector exp2(Vector x) {
+#if defined(__AVX512F__)
+  x = larger(all(-200.0f), x);
+  const Vector n = rounded(x);
+  return power(n, x - n);
+#else
   const Vector clamped = x < -127.0f ? all(-127.0f) : x, n = rounded(clamped);
   return x < -126.0f ? all(0.0f) : power(n, clamped - n);
+#endif
 }
 
 // e^x for x <= 0, to 2 ulp; 0 below 2^-126; NaN stays. log2(e) comes in two parts: the first times x is not rounded.

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn.utils import parametrize
 
 import altclip_fast as af
 from altclip_fast.accelerate import forwards
@@ -245,6 +246,11 @@ def test_explain_follows_the_hooks(make):
     assert fused(fast) == ENCODERS["CLIPModel"]
 
 
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
 @torch.no_grad()
 def test_replaced_parts_are_left_to_transformers(make, encoder_left):
     class Loud(nn.GELU):
@@ -257,6 +263,8 @@ def test_replaced_parts_are_left_to_transformers(make, encoder_left):
     for change in (
         lambda layers, config: setattr(layers[1].mlp, "activation_fn", Loud()),
         lambda layers, config: setattr(layers[0], "layer_norm1", nn.Identity()),
+        lambda layers, config: parametrize.register_parametrization(layers[0].layer_norm1, "weight", Twice()),
+        lambda layers, config: setattr(layers[1].self_attn, "is_causal", True),
         lambda layers, config: layers.append(Layer(config).eval()),
         lambda layers, config: setattr(
             layers[0].self_attn, "forward", lambda hidden_states, **_: (hidden_states, None)
@@ -271,6 +279,41 @@ def test_replaced_parts_are_left_to_transformers(make, encoder_left):
             change(model.encoder.layers, model.config)
         twins.assert_same(oracle.pixels(twins.plain))
         assert encoder_left() and fused(twins.fast) == set()
+
+
+@torch.no_grad()
+def test_a_bound_forward_of_the_class_is_no_change(make, encoder_left):
+    """What accelerate's hooks leave behind."""
+    twins = make("CLIPVisionModel")
+    layer, other = twins.fast.encoder.layers
+    layer.forward = layer.forward
+    twins.assert_same(oracle.pixels(twins.plain))
+    assert not encoder_left()
+    layer.forward = other.forward
+    twins.fast(**oracle.inputs_for(twins.plain))
+    assert encoder_left()
+
+
+SETTINGS = [
+    ("CLIPVisionModel", "encoder.layers.1.layer_norm2", "eps", 1.0),
+    ("CLIPVisionModel", "encoder.layers.0.self_attn", "scale", 2.0),
+    ("CLIPVisionModel", "encoder.layers.0.self_attn", "head_dim", 24),
+    ("AltCLIPTextModel", "roberta.encoder.layers.1.output.LayerNorm", "eps", 1.0),
+    ("AltCLIPTextModel", "roberta.encoder.layers.0.attention.self", "scaling", 2.0),
+    ("AltCLIPTextModel", "roberta.encoder.layers.0.attention.self", "attention_head_size", 8),
+]
+
+
+@pytest.mark.parametrize("name, place, setting, value", SETTINGS)
+@torch.no_grad()
+def test_settings_may_change(make, encoder_left, name, place, setting, value):
+    twins = make(name)
+    inputs = oracle.inputs_for(twins.plain)
+    before = twins.fast(**inputs).pooler_output
+    for model in twins:
+        setattr(model.get_submodule(place), setting, value)
+    twins.assert_same(**inputs)
+    assert not torch.equal(before, twins.fast(**inputs).pooler_output) and not encoder_left()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import altclip_fast as af
 from altclip_fast.models.layers import Linear
@@ -139,6 +140,37 @@ def test_low_rank_layers(make, encoder_left, name, place):
         twins.assert_same(**inputs)
         oracle.assert_close(twins.fast.get_submodule(place).weight, merged.weight, "merged")
     assert {row.fused for row in af.explain(twins.fast)} == {True} and not encoder_left()
+
+
+@pytest.mark.parametrize("name, place", PLACES)
+@torch.no_grad()
+def test_weights_that_are_not_parameters(make, encoder_left, name, place):
+    """Computed from others, by a layer whose class changes in place; then a tensor; then a parameter again."""
+
+    def as_is():
+        return [row.module for row in af.explain(twins.fast) if not row.fused]
+
+    twins = make(name)
+    inputs = oracle.inputs_for(twins.plain)
+    twins.assert_same(**inputs)
+    layers = [model.get_submodule(place) for model in twins]
+    for layer in layers:
+        parametrizations.weight_norm(layer).parametrizations.weight.original0.mul_(1.5)
+    twins.assert_same(**inputs)
+    assert as_is() == [place]
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight")
+    twins.assert_same(**inputs)
+    assert "weight" not in layers[0]._parameters and as_is() == [place]
+    for layer in layers:
+        layer.weight = nn.Parameter(layer.weight)
+    twins.assert_same(**inputs)
+    for layer in layers:
+        weight = layer.weight.data
+        del layer.weight
+        layer.weight = 2 * weight
+    twins.assert_same(**inputs)
+    assert as_is() == [place] and not encoder_left()
 
 
 @torch.no_grad()

@@ -59,6 +59,23 @@ def test_every_kernel_stays_inside_of_its_results_and_fills_them(dtype):
     assert WRITTEN - set(LAUNCHES - before) <= ELSEWHERE[dtype]
 
 
+def without_columns(rows):
+    x, none, table = (torch.ones(*shape, 0, device=DEVICE) for shape in ([rows], [], [2]))
+    ids = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
+    yield "layer_norm", (x, none, none, 1e-5)
+    yield "add_layer_norm", (x, x, none, none, 1e-5)
+    yield "text_embed", (ids, ids, None, table, table, None, none, none, 1e-5)
+    yield "l2_normalize", (x,)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # the mean of nothing, which is not stored
+@pytest.mark.parametrize("rows", [0, 3])
+def test_rows_without_columns(rows):
+    for op, args in without_columns(rows):
+        with use_backend("triton"):
+            assert outputs_and_gradients(OPS[op], args)[0].shape == (rows, 0)
+
+
 def test_the_fence_is_seen():
     with pytest.raises(AssertionError, match="written beyond 3"), fenced_outputs():
         out = torch.empty(3)

@@ -8,7 +8,7 @@ from fences import fenced
 
 from altclip_fast.dispatch import BackendUnavailableError, use_backend
 from altclip_fast.kernels import contrastive as kernel
-from altclip_fast.kernels import tuning
+from altclip_fast.kernels import contrastive_topk, tuning
 from altclip_fast.kernels.launch import LAUNCHES, recording
 from altclip_fast.ops import (
     contrastive_loss,
@@ -76,6 +76,11 @@ def test_nothing_outside_of_the_operands_is_read(op):
             assert torch.equal(one, other) and (not one.is_floating_point() or one.isfinite().all())
 
 
+def home(op):
+    """The module of the kernel."""
+    return kernel if hasattr(kernel, op) else contrastive_topk
+
+
 def getattr_op(name):
     return {op.name: op for op in (similarity, similarity_softmax, similarity_argmax, similarity_topk)}[name]
 
@@ -100,7 +105,7 @@ def test_float32_takes_one_tile(op):
     for rows in (1, 100, 10000):
         a, b = (torch.empty(n, 768, device="meta") for n in (rows, 5000))
         with recording(90) as launches:
-            getattr(kernel, op)(*arguments(op, a, b))
+            getattr(home(op), op)(*arguments(op, a, b))
         tiles.append(
             {
                 (one.kernel, *(one.arguments.get(n) for n in ("ROWS", "COLS", "BLOCK_K", "PRECISION")))
@@ -122,6 +127,15 @@ def test_zero_rows_stay_zero():
     torch.testing.assert_close(found[::2].norm(dim=-1), torch.ones(3, device=DEVICE))
     assert not run(similarity, x, x)[1].any()
     torch.testing.assert_close(run(similarity_softmax, x, x)[1], torch.full((5,), 0.2, device=DEVICE))
+
+
+def test_short_rows():
+    """Around the length of 1e-12, below which a row is divided by that."""
+    lengths = torch.tensor([1e-6, 1e-9, 2e-12, 5e-13, 1e-14], device=DEVICE)[:, None]
+    image, text = (torch.nn.functional.normalize(make(5, 24)) for _ in range(2))
+    assert_parity("l2_normalize", (image * lengths,), backend="triton")
+    for args in ((image * lengths[i], text) for i in range(5)):
+        assert_parity("contrastive_loss", (*args, torch.tensor(1.0, device=DEVICE)), backend="triton", gradients=True)
 
 
 def test_nan_stays_in_its_row():
@@ -148,6 +162,12 @@ def test_no_columns():
 def run_empty(op, *args):
     with use_backend("triton"):
         return op(*args)
+
+
+@pytest.mark.parametrize("rows", [8 * 64, 17 * 64 + 5])
+def test_more_blocks_of_rows_than_a_group(rows):
+    """Eight of them share their columns."""
+    assert_parity("similarity", (make(rows, 8), make(150, 8)), backend="triton")
 
 
 # Softmax
@@ -229,9 +249,9 @@ def test_nan_comes_first_and_infinities_are_in_order(k):
 @pytest.mark.parametrize("rising", [True, False])
 def test_parts_are_merged_in_groups(monkeypatch, k, rising):
     """Rising scores replace every candidate in every tile; falling ones none after the first."""
-    monkeypatch.setattr(kernel, "processors", lambda device: 100)
-    monkeypatch.setattr(kernel, "MERGED", 2 * k)
-    monkeypatch.setattr(kernel, "MERGE_BLOCK", 32)
+    monkeypatch.setattr(contrastive_topk, "processors", lambda device: 100)
+    monkeypatch.setattr(contrastive_topk, "MERGED", 2 * k)
+    monkeypatch.setattr(contrastive_topk, "MERGE_BLOCK", 32)
     b = torch.arange(700, device=DEVICE, dtype=torch.float32)[:, None]
     a = torch.tensor([[1.0], [2.0]] if rising else [[-1.0], [-2.0]], device=DEVICE)
     found = run(similarity_topk, a, b, k, 1.0, False)
@@ -241,7 +261,7 @@ def test_parts_are_merged_in_groups(monkeypatch, k, rising):
 def test_the_same_bits_whatever_the_parts(monkeypatch, one_order):
     a, b = make(3, 24), make(900, 24)
     few = run(similarity_topk, a, b, 20)
-    monkeypatch.setattr(kernel, "processors", lambda device: 100)
+    monkeypatch.setattr(contrastive_topk, "processors", lambda device: 100)
     many = run(similarity_topk, a, b, 20)
     assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
 
@@ -249,8 +269,8 @@ def test_the_same_bits_whatever_the_parts(monkeypatch, one_order):
 def test_no_matrix_of_scores_is_made():
     a, b = (torch.empty(n, 768, dtype=torch.bfloat16, device="meta") for n in (1024, 1 << 20))
     with recording(90) as launches:
-        similarity = kernel.similarity_topk(a, b, 100, 1.0, True)
-        kernel.similarity_argmax(a, b, 1.0, True)
+        similarity = contrastive_topk.similarity_topk(a, b, 100, 1.0, True)
+        contrastive_topk.similarity_argmax(a, b, 1.0, True)
     assert similarity[0].shape == (1024, 100)
     largest = max(v.numel() for one in launches for v in one.arguments.values() if isinstance(v, torch.Tensor))
     assert largest == b.numel()

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import triton
 import triton.language as tl
 from fences import fenced
 
@@ -88,6 +89,28 @@ def test_approximate_activations(monkeypatch, dtype):
     for name, args in samples("linear", dtype):
         if name in ACTIVATION:
             assert_parity("linear", args, backend="triton", gradients=True)
+
+
+@triton.jit
+def _gelu_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + place)
+    tl.store(out_ptr + place, kernel._normal_cdf(x, True) * x)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="stands in for the instruction that a GPU has")
+def test_the_approximate_gelu_is_as_good_as_it_says(monkeypatch):
+    """See `_normal_cdf`; with an exact tanh."""
+
+    def tanh(assembly, constraints, arguments, **named):
+        return 2.0 / (1.0 + tl.exp(-2.0 * arguments[0])) - 1.0
+
+    monkeypatch.setattr(tl, "inline_asm_elementwise", tanh)
+    x = torch.linspace(-9, 9, 4096)
+    out = torch.empty_like(x)
+    _gelu_kernel[(1,)](x, out, BLOCK=len(x))
+    truth = torch.nn.functional.gelu(x.double())
+    assert float((out - truth).abs().max()) <= 3e-5
 
 
 @pytest.mark.parametrize("margin", [8, 1], ids=["aligned", "unaligned"])

@@ -18,8 +18,8 @@ import transformers
 
 import altclip_fast as af
 from altclip_fast.checkpoint import to_plain
+from altclip_fast.testing.embeddings import FLOAT32 as GATE  # times the scale of what is compared
 
-GATE = 5e-6  # of float32 against transformers: times the scale of what is compared
 PAD, EOS = 1, 98
 LONGEST = 18  # tokens that the text towers take
 

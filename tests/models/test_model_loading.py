@@ -205,6 +205,16 @@ def test_fields_of_the_configuration_can_be_set_while_loading():
     assert "attentions" in af.CLIPVisionModel.from_pretrained(folder, config=config)(pixels(model))
 
 
+def test_weights_without_their_configuration(tmp_path):
+    found = pair("CLIPVisionModel")
+    found.ours.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=r"no config\.json"):
+        af.CLIPVisionModel.from_pretrained(tmp_path)
+    model = af.CLIPVisionModel.from_pretrained(tmp_path, config=found.ours.config)
+    assert same_values(model.state_dict(), found.ours.state_dict())
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_config_and_kinds_of_construction(name):
     config = pair(name).ours.config

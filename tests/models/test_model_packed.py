@@ -51,9 +51,16 @@ def test_not_packed_for_another_backend(layer):
         assert not run(layer)
 
 
+def one_number(layer):
+    """In place, and none of those that are looked at."""
+    with torch.no_grad():
+        layer.weight.view(-1)[73] += 1
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        one_number,
         lambda layer: layer.weight.data.add_(1),
         lambda layer: layer.weight.data.mul_(2),
         lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(40, 24))),
@@ -62,7 +69,16 @@ def test_not_packed_for_another_backend(layer):
         lambda layer: layer.double().float(),
         lambda layer: torch.optim.SGD([layer.weight], lr=1.0, fused=True).step(),
     ],
-    ids=["data.add_", "data.mul_", "another parameter", "load_state_dict", "in place", "to", "fused step"],
+    ids=[
+        "one number",
+        "data.add_",
+        "data.mul_",
+        "another parameter",
+        "load_state_dict",
+        "in place",
+        "to",
+        "fused step",
+    ],
 )
 def test_a_changed_weight_is_packed_again(layer, change):
     run(layer)

@@ -95,6 +95,7 @@ PATCH = {
         ("weight", None, TypeError),
         ("weight", torch.ones(5, 48), ValueError),
         ("weight", torch.ones(5, 3, 0, 4), ValueError),
+        ("weight", torch.ones(0, 3, 4, 4), ValueError),
         ("class_embedding", torch.ones(4), ValueError),
         ("class_embedding", torch.ones(1, 5), ValueError),
         ("class_embedding", torch.ones(5).half(), TypeError),

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from altclip_fast import ops
+from altclip_fast import native, ops
+from altclip_fast.ops import packed
 from altclip_fast.ops.linear import ACTIVATION
+from altclip_fast.testing import assert_parity, samples
 
 PLAIN = {
     "none": lambda v: v,
@@ -151,3 +153,30 @@ def test_mlp_refuses(name, value, error):
                 name: value,
             }
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", ["linear", "mlp"])
+@pytest.mark.parametrize("form", ["PanelWeight", "BlockedWeight"])
+def test_either_way_of_packing(form, op, dtype, monkeypatch):
+    own = packed._own_dtypes()
+    if (reason := packed.why_not(dtype)) is not None or (form == "PanelWeight" and dtype not in own):
+        pytest.skip(reason or f"{dtype} is left to oneDNN here")
+    monkeypatch.setattr(packed, "_own_dtypes", lambda: own if form == "PanelWeight" else set())
+    forms = set()
+    for _, args in samples(op, dtype):
+        with torch.no_grad():
+            assert_parity(op, args, backend="cpu")
+        forms.add(packed.form(args[1]).__name__)
+    assert form in forms
+
+
+def test_rows_that_are_no_whole_lanes_and_weights_apart():
+    if native.missing() is not None:
+        pytest.skip(native.missing())
+    wide = torch.randn(7, 34)
+    for dtype in packed._own_dtypes():
+        x, weight = wide.to(dtype)[:, 1:33], torch.randn(70, 40).to(dtype)[:, :32]
+        with torch.no_grad():
+            assert_parity("linear", (x, weight), backend="cpu")
+            assert_parity("linear", (x[::2], weight[::3]), backend="cpu")
