@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except argparse.ArgumentError as error:  # what no option alone can tell
         parser.error(f"{options.command}: {error}")
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"altclip-fast {options.command}: {error}", file=sys.stderr)
+        message = str(error).removeprefix(f"{options.command}: ")
+        print(f"altclip-fast {options.command}: {message}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -201,11 +202,12 @@ def _embed(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     import torch
 
-    from .retrieval import search
+    from .retrieval import check_file, search
 
     inputs = [*options.text, *options.image]
     if not inputs:
         raise argparse.ArgumentError(None, "nothing to search for; give --text or --image")
+    check_file(options.index)
     encoder = _load(options)
     queries = torch.cat(
         [

@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import ops
+from . import feed, ops
 from .auto import AutoModel, AutoProcessor
+from .feed import Failure
 from .models.joint import DualEncoder
 from .models.stamp import stamp
-from .notices import warn_once
-from .processing.loading import load_image
 from .processing.processors import AltCLIPProcessor, CLIPProcessor
 from .runtime import Runtime
 from .runtime.transfer import arriving, stacked
-from .workers import Workers, processors
+from .workers import Workers
 
 TEMPLATE = "This is a photo of {}."
 _KEPT_LABEL_SETS = 16
-_WINDOW = 32  # batches of texts that are tokenised at once, and sorted by their lengths
-_MOST_THREADS = 16  # that decode images for a GPU
-_OPENING = threading.Lock()
 Launched = TypeVar("Launched")
 EMBEDDED = {
     "embedded": Path(__file__).with_name("embedded") / "altclip",
     "embedded-clip": Path(__file__).with_name("embedded") / "clip",
 }
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read: its place in the input, what was given, and why."""
-
-    index: int
-    source: str
-    error: str
 
 
 def load(
@@ -110,10 +90,13 @@ class Encoder:
             raise TypeError(f"model must be an AltCLIPModel or a CLIPModel, not {type(model).__name__}")
         if not isinstance(processor, AltCLIPProcessor | CLIPProcessor):
             raise TypeError(f"processor must be an AltCLIPProcessor or a CLIPProcessor, not {type(processor).__name__}")
-        self.model = model.eval()
         self.processor = processor
-        self.runtime = Runtime(self.model, runtime)
+        self.runtime = Runtime(model.eval(), runtime)
         self._labels: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @property
+    def model(self) -> DualEncoder:
+        return self.runtime.model
 
     @property
     def device(self) -> torch.device:
@@ -164,45 +147,24 @@ class Encoder:
             raise ValueError(f"errors is {errors!r}; choose 'raise' or 'skip'")
         sources = as_list(images)
         failures: list[Failure] = []
-        with torch.inference_mode(), Workers(self._threads(len(sources))) as workers:
-            launched = self._embed_images(workers, sources, batch_size, None if errors == "raise" else failures)
+        threads = feed.threads(len(sources), self.device, self.processor.image_processor)
+        with torch.inference_mode(), Workers(threads) as workers:
+            launched = self._image_features(workers, sources, batch_size, None if errors == "raise" else failures)
             finished = ((None, _finish(features, normalize_embeddings)) for features in launched)
             shown = _progress(finished, _batches(len(sources), batch_size), "images", show_progress_bar)
             parts = [features for _, features in arriving(shown)]
         found = torch.cat(parts) if parts else torch.empty(0, self.embedding_dim)
         return found if errors == "raise" else (found, failures)
 
-    def _embed_images(
+    def _image_features(
         self, workers: Workers, sources: list[Any], batch_size: int, failures: list[Failure] | None
     ) -> Iterator[Tensor]:
-        """The features of each batch, as they are launched. Without a list for the failures the first one raises."""
-        prepare, normalisation = self._preparation()
-        batches = workers.batches(prepare, sources, batch_size, self._ahead)
-        for start, futures in zip(range(0, len(sources), batch_size), batches, strict=True):
-            pixels = list(_results(futures, start, sources, failures))
-            if pixels:
-                yield self.runtime.image_features(stacked(pixels, self.device), *normalisation)
-
-    def _preparation(self) -> tuple[Callable[[Any], np.ndarray], tuple[Sequence[float], Sequence[float]] | tuple[()]]:
-        """From an image's source to pixels, and the mean and the std that are left for the device."""
-        processor = self.processor.image_processor
-        normalisation = processor.normalisation()
-        if normalisation is None:
-            return partial(self._pixels, lambda picture: processor(picture, return_tensors="np")["pixel_values"][0]), ()
-        return partial(self._pixels, processor.eight_bit), normalisation
-
-    def _pixels(self, process: Callable[[Image.Image], Any], source: Any) -> np.ndarray:
-        with _OPENING if isinstance(source, Image.Image) else nullcontext():  # may be read lazily, and given twice
-            picture = load_image(source)
-        pixels = np.asarray(process(picture))
+        """Of each batch, as they are launched. Without a list for the failures the first one raises."""
         config = self.model.config.vision_config
-        needed = (config.num_channels, config.image_size, config.image_size)
-        if pixels.shape != needed:
-            raise ValueError(
-                f"the processor makes it {pixels.shape}, the model takes {needed} (channels, height, width): "
-                "set the processor's size and crop_size"
-            )
-        return pixels
+        shape = config.num_channels, config.image_size, config.image_size
+        prepare, normalisation = feed.preparation(self.processor.image_processor, shape)
+        for pixels in feed.image_batches(workers, prepare, sources, batch_size, feed.ahead(self.device), failures):
+            yield self.runtime.image_features(stacked(pixels, self.device), *normalisation)
 
     def encode_text(
         self,
@@ -232,31 +194,30 @@ class Encoder:
             if not isinstance(text, str):
                 raise TypeError(f"text {i} is {text!r}; a string is needed")
         found = torch.empty(len(texts), self.embedding_dim)
-        window = _WINDOW * batch_size
-        with torch.inference_mode(), Workers(int(len(texts) > window)) as workers:
-            launched = self._embed_texts(workers, texts, batch_size)
+        with torch.inference_mode(), Workers(int(len(texts) > feed.WINDOW * batch_size)) as workers:
+            launched = self._text_features(workers, texts, batch_size)
             finished = ((chosen, _finish(features, normalize_embeddings)) for chosen, features in launched)
             shown = _progress(finished, _batches(len(texts), batch_size), "texts", show_progress_bar)
             for chosen, features in arriving(shown):
                 found[chosen] = features
         return found
 
-    def _embed_texts(self, workers: Workers, texts: list[str], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """The features of each batch, as they are launched, and which texts are in it: those of similar length."""
-        window, cut = _WINDOW * batch_size, 0
-        windows = [texts[start : start + window] for start in range(0, len(texts), window)]
-        for i, (future,) in enumerate(workers.batches(self._tokenize, windows, 1, self._ahead)):
-            ids, long = future.result()
-            cut += long
-            order = sorted(range(len(ids)), key=lambda k: -len(ids[k]))
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = self.processor.tokenizer.pad({"input_ids": [ids[k] for k in chosen]}, return_tensors="pt")
-                features = self.runtime.text_features(batch["input_ids"], batch["attention_mask"])
-                yield [i * window + k for k in chosen], features
-        if cut:
-            limit = self.max_text_length
-            warn_once("text-truncated", f"{cut} of {len(texts)} texts are longer than {limit} tokens and were cut")
+    def _text_features(self, workers: Workers, texts: list[str], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Of each batch, as they are launched, and which texts are in it."""
+        tokenizer, ahead = self.processor.tokenizer, feed.ahead(self.device)
+        for chosen, ids in feed.text_batches(workers, tokenizer, self.max_text_length, texts, batch_size, ahead):
+            batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+            yield chosen, self.runtime.text_features(batch["input_ids"], batch["attention_mask"])
+
+    def warmup(self, texts: str | Sequence[str] = ()) -> None:
+        """Do now what else comes with the first calls on a GPU: compile kernels and record CUDA graphs.
+
+        Args:
+            texts: like those that will come; a graph is for about so many tokens. Images need no example.
+        """
+        self.runtime.warmup()
+        for _ in range(2):  # a shape is recorded when it comes again
+            self.encode_text(texts, show_progress_bar=False)
 
     def classifier(self, labels: Sequence[str], template: str | Sequence[str] = TEMPLATE) -> Classifier:
         """A zero-shot classifier. The text tower runs here, once, and never again.
@@ -285,29 +246,6 @@ class Encoder:
                 self._labels.popitem(last=False)
         self._labels.move_to_end(key)
         return self._labels[key]
-
-    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        """The token ids of each text, and how many texts were cut."""
-        limit, tokenizer = self.max_text_length, self.processor.tokenizer
-        ids = tokenizer(texts, truncation=True, max_length=limit + 1)["input_ids"]
-        long = [i for i, row in enumerate(ids) if len(row) > limit]
-        if long:
-            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
-            for i, row in zip(long, cut, strict=True):
-                ids[i] = row
-        return ids, len(long)
-
-    @property
-    def _ahead(self) -> int:
-        """Batches that are prepared while one is computed: on a CPU none, for the towers use all of its cores."""
-        return 2 if self.device.type == "cuda" else 0
-
-    def _threads(self, images: int) -> int:
-        """How many threads prepare images; what torch prepares itself, it does on threads of its own."""
-        if images < 2 or self.processor.image_processor.normalisation() is None:
-            return 0
-        most = _MOST_THREADS if self.device.type == "cuda" else torch.get_num_threads()
-        return min(images, processors(), most)
 
 
 class Classifier:
@@ -410,26 +348,3 @@ def _batches(count: int, batch_size: int) -> int:
 def _progress(launched: Iterable[Launched], batches: int, unit: str, show: bool | None) -> Iterable[Launched]:
     disable = None if show is None and batches > 1 else not show
     return tqdm(launched, total=batches, desc=unit, unit="batch", disable=disable)
-
-
-def _results(
-    futures: list[Future[np.ndarray]], start: int, sources: list[Any], failures: list[Failure] | None
-) -> Iterator[np.ndarray]:
-    """What could be prepared. The others are added to `failures`, or raise with their index and name."""
-    for index, future in enumerate(futures, start):
-        try:
-            yield future.result()
-        except (ValueError, TypeError, OSError) as error:
-            failure = Failure(index, _name(sources[index]), str(error))
-            if failures is None:
-                kind = next(k for k in (TypeError, ValueError, OSError) if isinstance(error, k))
-                raise kind(f"image {index} ({failure.source}): {error}") from error
-            failures.append(failure)
-
-
-def _name(source: Any) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)[:200]
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"{len(source)} bytes"
-    return type(source).__name__

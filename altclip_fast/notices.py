@@ -23,6 +23,12 @@ def warn_once(key: str, message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=3)
 
 
+def mark_said(key: str) -> None:
+    """As if `key` had been said: to someone who knows."""
+    with _lock:
+        _said.add(key)
+
+
 def forget(key: str | None = None) -> None:
     """Let `key` (or every key) be said again. For tests."""
     with _lock:

@@ -18,6 +18,7 @@ from .ops.checks import describe
 from .ops.contrastive import wide_topk
 
 CHUNK_BYTES = 256 << 20
+SUFFIXES = (".npy", ".safetensors", ".parquet")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -101,13 +102,23 @@ def _parts(index: Any, name: str | None) -> Iterator[Tensor]:
     if not isinstance(index, str | os.PathLike):
         _refuse_name(name, "the index")
         return iter([_tensor("index", index)])
-    path = Path(index)
+    path = check_file(index)
+    readers = dict(zip(SUFFIXES, (_npy, _safetensors, _parquet), strict=True))
+    return readers[path.suffix](path, name)
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """The path of an index that is there and of a kind that `search` reads.
+
+    Raises:
+        OSError, ValueError: there is no such file, or its name ends otherwise.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"search: there is no file {str(path)!r}")
-    readers = {".npy": _npy, ".safetensors": _safetensors, ".parquet": _parquet}
-    if path.suffix not in readers:
-        raise ValueError(f"search: {path.name!r} ends with none of {', '.join(readers)}")
-    return readers[path.suffix](path, name)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"search: {path.name!r} ends with none of {', '.join(SUFFIXES)}")
+    return path
 
 
 def _npy(path: Path, name: str | None) -> Iterator[Tensor]:

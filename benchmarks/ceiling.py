@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .worker import Clock
+from .clock import Clock, Device, on_gpu
 
 INNER, COLUMNS = 1024, 4096  # of the largest product of ViT-L/14
 COPIED = 2**28  # bytes, several times any cache
+ON_GPU = ((16384, INNER, COLUMNS), (8192, 8192, 8192))  # rows, inner, columns
 
 
 class Probe(NamedTuple):
@@ -38,9 +39,16 @@ class Ceiling:
         return max(flops / self.flops, bytes / self.bytes) / seconds
 
 
-def probes(dtype: str) -> list[Probe]:
+def probes(dtype: str, device: Device = "cpu") -> list[Probe]:
     """What to measure for a dtype, beside the systems: every path that runs here."""
-    found = [_copy()]
+    found = [_copy(device)]
+    if on_gpu(device):
+        kind = getattr(torch, dtype)
+        for m, k, n in ON_GPU:
+            x, weight = torch.randn(m, k, device=device).to(kind), torch.randn(n, k, device=device).to(kind)
+            call = partial(F.linear, x, weight)
+            found.append(Probe(dtype, f"F.linear, {m} x {k} x {n}", 2 * m * k * n, Clock(call, device).turn))
+        return found
     for rows in (256, 1024):
         for path, make in PATHS[dtype].items():
             try:
@@ -62,9 +70,11 @@ def ceiling(dtype: str, measured: Mapping[Probe, Sequence[float]]) -> Ceiling:
     return Ceiling(best(dtype), best("copy"))
 
 
-def _copy() -> Probe:
-    source, target = torch.ones(COPIED // 4), torch.empty(COPIED // 4)
-    return Probe("copy", "Tensor.copy_", 2 * COPIED, Clock(lambda: target.copy_(source)).turn)
+def _copy(device: Device) -> Probe:
+    count = COPIED * (4 if on_gpu(device) else 1) // 4
+    fill = torch.randn if on_gpu(device) else torch.ones  # numbers that are all alike are quicker there
+    source, target = fill(count, device=device), torch.empty(count, device=device)
+    return Probe("copy", "Tensor.copy_", 8 * count, Clock(lambda: target.copy_(source), device).turn)
 
 
 def _plain(rows: int, dtype: torch.dtype) -> Callable[[], Any]:

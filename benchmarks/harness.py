@@ -23,7 +23,7 @@ from altclip_fast.testing.embeddings import Verdict, judge
 from . import ceiling, rows
 from .rows import Row
 from .systems import SYSTEMS, Running, System, Unavailable
-from .worker import Worker
+from .worker import InProcess, Worker
 from .workloads import Job
 
 GIB = 2**30
@@ -142,12 +142,16 @@ def judges(systems: Mapping[str, System], dtype: str) -> tuple[Callable[[Job], R
     return tuple(systems[name].start for name in names)
 
 
+def _place(apart: bool) -> type[Worker] | type[InProcess]:
+    return Worker if apart else InProcess
+
+
 @cache
-def truth(starts: tuple[Callable[[Job], Running], ...], job: Job, patience: float) -> Tensor:
+def truth(starts: tuple[Callable[[Job], Running], ...], job: Job, patience: float, apart: bool = True) -> Tensor:
     """The embeddings of the first of these systems that is installed."""
     for start in starts:
         try:
-            worker = Worker(start, job, patience)
+            worker = _place(apart)(start, job, patience)
         except Unavailable as error:
             if start is starts[-1] or "not installed" not in str(error):
                 raise
@@ -159,10 +163,16 @@ def truth(starts: tuple[Callable[[Job], Running], ...], job: Job, patience: floa
     raise AssertionError("unreachable")
 
 
-def check(worker: Worker, job: Job, patience: float, systems: Mapping[str, System] = SYSTEMS) -> Verdict:
+def check(
+    worker: Worker | InProcess,
+    job: Job,
+    patience: float,
+    systems: Mapping[str, System] = SYSTEMS,
+    apart: bool = True,
+) -> Verdict:
     """What the embeddings of a system are like."""
-    expected = truth(judges(systems, "float32"), replace(job, dtype="float32"), patience)
-    baseline = truth(judges(systems, "bfloat16"), job, patience) if job.dtype == "bfloat16" else None
+    expected = truth(judges(systems, "float32"), replace(job, dtype="float32"), patience, apart)
+    baseline = truth(judges(systems, "bfloat16"), job, patience, apart) if job.dtype == "bfloat16" else None
     return judge(worker.embeddings(patience), expected, job.dtype, baseline)
 
 
@@ -175,6 +185,7 @@ def run(
     kind: str,
     subject: str,
     systems: Mapping[str, System] = SYSTEMS,
+    apart: bool = True,
 ) -> Outcome:
     """Measure all entries on a job, interleaved.
 
@@ -183,6 +194,7 @@ def run(
         tell: is given the progress, a line at a time.
         kind, subject: of the rows.
         systems: those that can do such a job; transformers' among them are what the others are judged by.
+        apart: every system in a process of its own, else all in this one.
     """
     outcome, workers = Outcome(), {}
     torch.set_num_threads(job.threads)
@@ -192,9 +204,9 @@ def run(
             label = f"{entry.name} {entry.dtype}"
             tell(f"{subject} {job.work} batch {job.batch}: starting {label}")
             try:
-                worker = Worker(entry.start, own, limits.left())
+                worker = _place(apart)(entry.start, own, limits.left())
                 stack.callback(worker.close)
-                verdict = check(worker, own, limits.patience, systems)
+                verdict = check(worker, own, limits.patience, systems, apart)
                 _refuse_memory([w for w, _ in workers.values()] + [worker], limits.memory)
             except Unavailable as error:
                 outcome.left_out[label] = str(error)
@@ -207,12 +219,12 @@ def run(
                 tell(f"{label} is refused: {verdict.refusal}")
                 worker.close()
         found = _measure(workers, job, limits, tell)
-    this = rows.this_run(job.threads)
+    this = rows.this_run(job.threads, job.device)
     outcome.rows += _rows(this, found, workers, job, kind, subject)
     return outcome
 
 
-def _refuse_memory(workers: Sequence[Worker], limit: float) -> None:
+def _refuse_memory(workers: Sequence[Worker | InProcess], limit: float) -> None:
     held = sum(worker.memory or 0 for worker in workers)
     if held > limit:
         workers[-1].close()
@@ -226,7 +238,7 @@ def _measure(
         return {}
     probes = {}
     for dtype in dict.fromkeys(entry.dtype for entry in workers):
-        probes |= {(p.quantity, p.path): p for p in ceiling.probes(dtype)}
+        probes |= {(p.quantity, p.path): p for p in ceiling.probes(dtype, job.device)}
     turns: dict[Any, Callable[[], float]] = {entry: worker.turn for entry, (worker, _) in workers.items()}
     turns |= {probe: probe.turn for probe in probes.values()}
     tell(f"measuring {len(workers)} systems, batch {job.batch}, {limits.rounds} rounds")

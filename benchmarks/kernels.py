@@ -2,7 +2,7 @@
 
 The launchers are called on tensors of the meta device while `launch.recording` keeps what they would start; each
 launch is then compiled for sm_80 or sm_90, and its machine code is read: registers, spills, shared memory, tensor
-core instructions, wide loads. Beside that stands what the call costs at least on an H200.
+core instructions, wide loads. Beside that stands what the call costs at least by `roofline`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ from triton.runtime.jit import native_specialize_impl
 from altclip_fast.kernels import attention, contrastive, contrastive_topk, embedding, launch, linear, norm, tuning
 from altclip_fast.report import Table
 
+from . import roofline
+from .costs import Cost, cost, size
 from .shapes import MODELS, Work, asked, candidates, works
 
 CAPABILITIES = (80, 90)
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS, HIDDEN = 16 * 257, 1024
-
-# Of an H200, measured: bytes a second, and operations a second of each dtype on the tensor cores (float32: 3 x TF32).
-BANDWIDTH = 4.3e12
-COMPUTE = {torch.float32: 790e12 / 6, torch.bfloat16: 790e12, torch.float16: 790e12}
+DEVICES = {80: roofline.DEVICES["a100"], 90: roofline.DEVICES["h200"]}  # whose numbers the rooflines are of
 
 
 class Machine(NamedTuple):
@@ -204,33 +203,35 @@ def cases(dtype: torch.dtype, capability: int) -> Iterator[Case]:
         yield from of_op(dtype, capability)
 
 
+def _call(op: str, name: str, launcher: Callable[..., Any], *arguments: Any) -> Case:
+    return Case(op, name, partial(launcher, *arguments), *cost(op, arguments))
+
+
 def _norm(dtype: torch.dtype, _: int) -> Iterator[Case]:
     x, weight = meta(ROWS, HIDDEN, dtype=dtype), meta(HIDDEN, dtype=dtype)
     add_backward = partial(norm.add_layer_norm_backward, x, x, x, x, weight, 1e-5)
-    yield Case("layer_norm", "", partial(norm.layer_norm, x, weight, weight, 1e-5), 0, _bytes(x, x))
-    yield Case("layer_norm", "backward", partial(norm.layer_norm_backward, x, x, weight, 1e-5), 0, _bytes(x, x, x))
-    add = partial(norm.add_layer_norm, x, x, weight, weight, 1e-5)
-    yield Case("add_layer_norm", "", add, 0, _bytes(x, x, x, x))
-    yield Case("add_layer_norm", "backward", add_backward, 0, _bytes(x, x, x, x, x))
+    yield _call("layer_norm", "", norm.layer_norm, x, weight, weight, 1e-5)
+    yield Case("layer_norm", "backward", partial(norm.layer_norm_backward, x, x, weight, 1e-5), 0, size(x, x, x))
+    yield _call("add_layer_norm", "", norm.add_layer_norm, x, x, weight, weight, 1e-5)
+    yield Case("add_layer_norm", "backward", add_backward, 0, size(x, x, x, x, x))
 
 
 def _linear(dtype: torch.dtype, _: int) -> Iterator[Case]:
     x, square, bias = (meta(*shape, dtype=dtype) for shape in ((ROWS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN,)))
     flops = 2 * ROWS * HIDDEN**2
     arguments = (x, square, bias, "none", x)
-    yield Case("linear", "residual", partial(linear.linear, *arguments), flops, _bytes(x, square, x, x))
+    yield _call("linear", "residual", linear.linear, *arguments)
     back = partial(linear.linear_backward, x, *arguments)
-    yield Case("linear", "residual, backward", back, 2 * flops, _bytes(x, x, square, x, square))
+    yield Case("linear", "residual, backward", back, 2 * flops, size(x, x, square, x, square))
     wide, wide_bias = meta(4 * HIDDEN, HIDDEN, dtype=dtype), meta(4 * HIDDEN, dtype=dtype)
     long = meta(HIDDEN, 4 * HIDDEN, dtype=dtype)
-    few = partial(linear.linear, meta(8, 4 * HIDDEN, dtype=dtype), long, bias)
-    yield Case("linear", "8 rows", few, 64 * HIDDEN**2, _bytes(long))
+    yield _call("linear", "8 rows", linear.linear, meta(8, 4 * HIDDEN, dtype=dtype), long, bias)
     weights = (wide, wide_bias, long, bias)
     for activation in ("quick_gelu", "gelu"):
         arguments = (x, *weights, activation, x)
-        cost = 8 * flops, _bytes(x, wide, wide, x, x)
-        yield Case("mlp", activation, partial(linear.mlp, *arguments), *cost)
-    yield Case("mlp", "gelu, backward", partial(linear.mlp_backward, x, *arguments), 20 * flops, cost[1])
+        yield _call("mlp", activation, linear.mlp, *arguments)
+    back = partial(linear.mlp_backward, x, *arguments)
+    yield Case("mlp", "gelu, backward", back, 20 * flops, size(x, wide, wide, x, x))
 
 
 def _tiles(dtype: torch.dtype, capability: int) -> Iterator[Case]:
@@ -239,7 +240,7 @@ def _tiles(dtype: torch.dtype, capability: int) -> Iterator[Case]:
     for config in linear.candidates(dtype):
         if config["SPLIT_K"] == 1 and config["BLOCK_M"] * config["BLOCK_N"] <= linear.MACHINES[capability].tile:
             run = partial(_tried, "linear", config, partial(linear.linear, x, wide, bias, "quick_gelu"))
-            yield Case("linear", "tile", run, 8 * ROWS * HIDDEN**2, _bytes(x, wide) + 4 * _bytes(x))
+            yield Case("linear", "tile", run, 8 * ROWS * HIDDEN**2, size(x, wide) + 4 * size(x))
 
 
 def _attention(dtype: torch.dtype, _: int) -> Iterator[Case]:
@@ -251,58 +252,49 @@ def _attention(dtype: torch.dtype, _: int) -> Iterator[Case]:
         q, k, v = meta(batch * tokens, 3, heads, dim, dtype=dtype).unbind(1)
         cu_seqlens = meta(batch + 1, dtype=torch.int32)
         arguments = (q, k, v, cu_seqlens, cu_seqlens, tokens, tokens, causal, None)
-        flops = 4 * batch * heads * tokens**2 * dim / (2 if causal else 1)
-        yield Case("attention", name, partial(attention.attention, *arguments), flops, _bytes(q, k, v, q))
+        yield _call("attention", name, attention.attention, *arguments)
+        flops = cost("attention", arguments).flops
         grad = meta(batch * tokens, heads, dim, dtype=dtype)
         back = partial(attention.attention_backward, grad, *arguments)
-        yield Case("attention", f"{name}, backward", back, 3.5 * flops, _bytes(q, k, v, q, q, k, v))
+        yield Case("attention", f"{name}, backward", back, 3.5 * flops, size(q, k, v, q, q, k, v))
 
 
 def _embedding(dtype: torch.dtype, _: int) -> Iterator[Case]:
     patch, hidden = meta(HIDDEN, 3, 14, 14, dtype=dtype), meta(HIDDEN, dtype=dtype)
-    positions, out = meta(257, HIDDEN, dtype=dtype), meta(ROWS, HIDDEN, dtype=dtype)
+    positions = meta(257, HIDDEN, dtype=dtype)
     normalised = ([0.48, 0.46, 0.41], [0.27, 0.26, 0.28])
     for name, pixels, rest in (
         ("", meta(16, 3, 224, 224, dtype=dtype), ()),
         ("bytes", meta(16, 3, 224, 224, dtype=torch.uint8), normalised),
     ):
-        run = partial(embedding.patch_embed, pixels, patch, hidden, positions, *rest)
-        yield Case("patch_embed", name, run, 2 * 16 * 256 * 588 * HIDDEN, _bytes(pixels, patch, out))
+        yield _call("patch_embed", name, embedding.patch_embed, pixels, patch, hidden, positions, *rest)
     ids, word, position = (
         meta(512, dtype=torch.int64),
         meta(250002, HIDDEN, dtype=dtype),
         meta(514, HIDDEN, dtype=dtype),
     )
     one = meta(1, HIDDEN, dtype=dtype)
-    run = partial(embedding.text_embed, ids, ids, ids, word, position, one, hidden, hidden, 1e-5, 1)
-    yield Case("text_embed", "", run, 0, 3 * 512 * HIDDEN * dtype.itemsize)
+    yield _call("text_embed", "", embedding.text_embed, ids, ids, ids, word, position, one, hidden, hidden, 1e-5, 1)
 
 
 def _contrastive(dtype: torch.dtype, _: int) -> Iterator[Case]:
     a, b, scale = (meta(*shape, dtype=dtype) for shape in ((1024, 768), (65536, 768), ()))
-    flops, read, logits = 2 * 1024 * 65536 * 768, _bytes(a, b), 1024 * 65536 * dtype.itemsize
-    yield Case("l2_normalize", "", partial(contrastive.l2_normalize, b), 0, _bytes(b, b))
-    yield Case("similarity", "", partial(contrastive.similarity, a, b, 1.0, True), flops, read + logits)
-    softmax = partial(contrastive.similarity_softmax, a, b, 1.0, True)
-    yield Case("similarity_softmax", "", softmax, 2 * flops, read + logits)
+    yield _call("l2_normalize", "", contrastive.l2_normalize, b)
+    yield _call("similarity", "", contrastive.similarity, a, b, 1.0, True)
+    yield _call("similarity_softmax", "", contrastive.similarity_softmax, a, b, 1.0, True)
     for k in (1, 10, 100):
-        run = partial(contrastive_topk.similarity_topk, a, b, k, 1.0, True)
-        yield Case("similarity_topk", f"k={k}", run, flops, read)
+        yield _call("similarity_topk", f"k={k}", contrastive_topk.similarity_topk, a, b, k, 1.0, True)
     image = meta(6144, 768, dtype=dtype)  # two chunks of the backward
     loss, back = contrastive.contrastive_loss, contrastive.contrastive_loss_backward
     square = 2 * 6144**2 * 768
-    yield Case("contrastive_loss", "", partial(loss, image, image, scale, True), square, _bytes(image, image))
+    yield _call("contrastive_loss", "", loss, image, image, scale, True)
     run = partial(back, scale, image, image, scale, True)
-    yield Case("contrastive_loss", "backward", run, 4 * square, 2 * _bytes(image, image))
+    yield Case("contrastive_loss", "backward", run, 4 * square, 2 * size(image, image))
 
 
 def _tried(op: str, config: tuning.Config, run: Callable[[], Any]) -> None:
     with tuning.trying(op, config):
         run()
-
-
-def _bytes(*tensors: Tensor) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _tuned(capability: int) -> Iterator[tuple[torch.dtype, Case]]:
@@ -392,7 +384,7 @@ def report(workers: int, dtypes: tuple[torch.dtype, ...] = DTYPES, with_candidat
         constants = {p.name: recorded.arguments[p.name] for p in recorded.kernel.params if p.is_constexpr}
         shown = ", ".join(f"{k}={v}" for k, v in {**constants, **recorded.options}.items())
         name = str(dtype).removeprefix("torch.")
-        floor = max(case.flops / COMPUTE[dtype], case.bytes / BANDWIDTH) * 1e6
+        floor = DEVICES[sources[number].capability].floor(name, Cost(case.flops, case.bytes)) * 1e6
         found = (case.op, case.name, recorded.kernel.fn.__name__, name, sources[number].capability, shown)
         rows.append(Row(*found, *codes[number], case.flops, case.bytes, floor, number))
     return Table(Row._fields, list(dict.fromkeys(rows)))
@@ -403,7 +395,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("kernels", help="compile every Triton kernel ahead of time and read its machine code")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows as JSON lines")
     parser.add_argument("--candidates", action="store_true", help="also what `tune` would try: many minutes")
-    names = [str(dtype).removeprefix("torch.") for dtype in COMPUTE]
+    names = list(DEVICES[90].flops)
     parser.add_argument("--dtypes", nargs="+", choices=names, metavar="DTYPE", help=f"of {', '.join(names)}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.set_defaults(run=_run)

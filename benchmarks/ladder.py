@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from altclip_fast.dispatch import OPS, backends, use_backend
+from altclip_fast.models.joint import DualEncoder
 
 from . import harness, models
+from .clock import on_gpu
 from .harness import Entry, Outcome
-from .systems import SYSTEMS, Running, embedding, own_model
+from .systems import OURS, SYSTEMS, Running, embedding, own_model
 from .workloads import Job
 
 PRODUCTS = frozenset({"linear", "mlp"})
@@ -45,26 +47,32 @@ def _run(options: argparse.Namespace) -> int:
     return outcome.code
 
 
-def steps(work: str) -> list[Entry]:
-    """The rungs for a kind of work, lowest first."""
+def steps(work: str, device: str = "cpu") -> list[Entry]:
+    """The rungs for a kind of work, lowest first. A GPU begins in bfloat16, since nobody would use float32 there."""
+    gpu = on_gpu(device)
+    dtype = "bfloat16" if gpu else "float32"
     found: list[tuple[str, Callable[[Job], Running], str]] = [
-        ("transformers, eager", SYSTEMS["transformers-eager"].start, "float32"),
-        ("transformers, sdpa", SYSTEMS["transformers-sdpa"].start, "float32"),
-        ("this library, plain torch", partial(_own, operators=frozenset(), padded=True, every_row=True), "float32"),
+        ("transformers, eager", SYSTEMS["transformers-eager"].start, dtype),
+        ("transformers, sdpa", SYSTEMS["transformers-sdpa"].start, dtype),
+        ("this library, plain torch", partial(_own, operators=frozenset(), padded=True, every_row=True), dtype),
     ]
     if work != "image":
-        found.append(("+ no padding", partial(_own, operators=frozenset(), every_row=True), "float32"))
+        found.append(("+ no padding", partial(_own, operators=frozenset(), every_row=True), dtype))
+    packed = "fused epilogues" if gpu else "packed weights, fused epilogues"
     found += [
-        ("+ only the pooled token in the last layer", partial(_own, operators=frozenset()), "float32"),
-        ("+ packed weights, fused epilogues", partial(_own, operators=PRODUCTS), "float32"),
-        ("+ own attention", partial(_own, operators=ATTENTION), "float32"),
+        ("+ only the pooled token in the last layer", partial(_own, operators=frozenset()), dtype),
+        (f"+ {packed}", partial(_own, operators=PRODUCTS), dtype),
+        ("+ own attention", partial(_own, operators=ATTENTION), dtype),
     ]
     if _running(TOWER) != _running(ATTENTION):
-        found.append(("+ all other kernels", partial(_own, operators=TOWER), "float32"))
-    found += [
-        ("+ bfloat16", partial(_own, operators=TOWER), "bfloat16"),
-        ("+ int8", partial(_own, operators=TOWER), "int8"),
-    ]
+        found.append(("+ all other kernels", partial(_own, operators=TOWER), dtype))
+    if gpu:
+        found.append(("+ CUDA graphs", SYSTEMS[OURS].start, dtype))
+    else:
+        found += [
+            ("+ bfloat16", partial(_own, operators=TOWER), "bfloat16"),
+            ("+ int8", partial(_own, operators=TOWER), "int8"),
+        ]
     return [Entry(name, start, dtype, step) for step, (name, start, dtype) in enumerate(found)]
 
 
@@ -76,15 +84,25 @@ def _own(job: Job, operators: frozenset[str], padded: bool = False, every_row: b
         every_row: compute every row of the last layer.
     """
     model = own_model(job)
-    options = {"output_hidden_states": True} if every_row else {}
+    compute = _every_row if every_row else embedding
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
         if padded and job.tower == "text":
             inputs = {**inputs, "attention_mask": _dense(inputs["attention_mask"], "AltCLIP" not in job.class_name)}
-        with torch.inference_mode(), kernels_for(operators):
-            return embedding(model, job.tower, inputs, **options)
+        with torch.inference_mode():
+            return compute(model, job.tower, inputs)
 
-    return Running(embed, f"own kernels: {', '.join(_running(operators)) or 'none'}")
+    told = f"own kernels: {', '.join(_running(operators)) or 'none'}"
+    return Running(embed, told, partial(kernels_for, operators))
+
+
+def _every_row(model: Any, tower: str, inputs: dict[str, Tensor]) -> Tensor:
+    """The same with a last layer that computes all rows, since hidden states are asked for."""
+    if not isinstance(model, DualEncoder):
+        return embedding(model, tower, inputs, output_hidden_states=True)
+    if tower == "image":
+        return model.visual_projection(model.vision_model(**inputs, output_hidden_states=True).pooler_output)
+    return model.text_projection(model.text_model(**inputs, output_hidden_states=True).pooler_output)
 
 
 def _dense(mask: Tensor, causal: bool) -> Tensor:

@@ -1,4 +1,8 @@
-"""Every operator against torch's own functions, at the sizes of ViT-L/14 and XLM-R large, in this process."""
+"""Every operator against torch's own functions, at the sizes of ViT-L/14 and XLM-R large, in this process.
+
+On a GPU every backend that takes the call is measured, as the replay of a graph of calls on inputs that are together
+larger than the L2; and attention beside torch's, by cuDNN and by flash attention.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +13,33 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from altclip_fast.dispatch import OPS
+from altclip_fast.dispatch import OPS, Op, use_backend
 from altclip_fast.ops import packed
 from altclip_fast.testing import assert_parity
 
 from . import ceiling, harness, models, rows
+from .clock import Clock, Device, inputs, on_gpu, recorded
+from .costs import cost, shape
 from .harness import Outcome
-from .worker import Clock
+from .worker import failure
 from .workloads import LENGTHS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HIDDEN, WIDE, HEADS, WIDTH, VOCABULARY = 1024, 4096, 16, 768, 65536
 IMAGES = 65536  # that are searched
+READS_LENGTHS = {"attention"}  # whose references look at the offsets, which no graph can
 
 
 class Case(NamedTuple):
-    """One call of an op.
-
-    Attributes:
-        flops: of its products.
-        bytes: of its inputs and outputs, each once.
-    """
+    """One call of an op."""
 
     op: str
     name: str
     args: tuple
-    flops: float
-    bytes: float
 
 
 def add_command(commands: Any) -> None:
@@ -70,90 +72,161 @@ def _run(options: argparse.Namespace) -> int:
     return outcome.code
 
 
-def measure(case: Case, dtype: str, batch: int, rounds: int, threads: int) -> Outcome:
-    """Check an op on the arguments, then measure it beside its reference."""
+def measure(case: Case, dtype: str, batch: int, rounds: int, threads: int, device: str = "cpu") -> Outcome:
+    """Check an op on the arguments, then measure it beside its reference, and on a GPU beside its other backends."""
     op, label = OPS[case.op], f"{case.op} {case.name} {dtype}".replace("  ", " ")
+    outcome, needed = Outcome(), cost(case.op, case.args)
     with torch.inference_mode():
-        backend = op.choose(*case.args)
-        try:
-            assert_parity(op, case.args)
-        except AssertionError as error:
-            return Outcome(refused={label: str(error).replace("\n", " ")})
-        probes = {probe: probe.turn for probe in ceiling.probes(dtype)}
-        run = {backend: Clock(lambda: op(*case.args)).turn, "reference": Clock(lambda: op.reference(*case.args)).turn}
-        found = harness.in_rounds({**run, **probes}, rounds)
-    this = rows.this_run(threads)
+        chosen = op.choose(*case.args)
+        able = [name for name in op.backends if takes(op, name, case.args)] if on_gpu(device) else [chosen]
+        ours = []
+        for name in (name for name in able if name != "reference"):
+            try:
+                assert_parity(op, case.args, backend=name)
+                ours.append(name)
+            except AssertionError as error:
+                outcome.refused[f"{label} {name}"] = str(error).replace("\n", " ")
+        if outcome.refused and not ours:
+            return outcome
+        systems = {name: forced(op, name) for name in ours} | {"reference": op.reference}
+        systems |= PEERS.get(case.op, _no_peers)(case) if on_gpu(device) else {}
+        clocks, memory = {}, {}
+        for name, call in systems.items():
+            try:
+                as_graph = name != "reference" or case.op not in READS_LENGTHS
+                clocks[name] = _clock(call, case.args, device, as_graph)
+                memory[name] = _peak(call, case.args, device)
+            except RuntimeError as error:  # a peer that does not take this dtype or shape
+                outcome.left_out[f"{label} {name}"] = failure(error)
+        probes = {probe: probe.turn for probe in ceiling.probes(dtype, device)}
+        found = harness.in_rounds({**{name: clock.turn for name, clock in clocks.items()}, **probes}, rounds)
+    this = rows.this_run(threads, device)
     top = ceiling.ceiling(dtype, {probe: found[probe] for probe in probes})
-    outcome = Outcome(rows=harness.ceiling_rows(this, {probe: found[probe] for probe in probes}))
-    for name in run:
+    outcome.rows += harness.ceiling_rows(this, {probe: found[probe] for probe in probes})
+    for name in clocks:
         row = rows.make(
             this,
             found[name],
-            case.flops,
-            case.bytes,
+            needed.flops,
+            needed.bytes,
             kind="op",
             subject=case.op,
             work=case.name,
-            system="torch" if name == "reference" else "altclip_fast",
-            backend=name,
+            system="altclip_fast" if name in ours else "torch",
+            backend=f"{name}, by itself" if on_gpu(device) and name == chosen else name,
             dtype=dtype,
             batch=batch,
-            shape=_shape(case.args),
+            shape=shape(case.args),
+            peak_memory=memory[name],
         )
-        outcome.rows.append(replace(row, share=top.share(case.flops, case.bytes, row.median)))
+        outcome.rows.append(replace(row, share=top.share(needed.flops, needed.bytes, row.median)))
     return outcome
 
 
-def _shape(args: tuple) -> str:
-    return ", ".join(" x ".join(map(str, a.shape)) for a in args if isinstance(a, Tensor) and a.dim() > 1)
+def takes(op: Op, backend: str, args: tuple) -> bool:
+    """Whether a backend runs these arguments where it is asked for."""
+    with use_backend(backend):
+        return op.reasons(*args)[backend] is None
+
+
+def forced(op: Op, backend: str) -> Callable[..., Any]:
+    """The op on one backend."""
+
+    def call(*args: Any) -> Any:
+        with use_backend(backend):
+            return op(*args)
+
+    return call
+
+
+def _clock(call: Callable[..., Any], args: tuple, device: str, as_graph: bool) -> Clock:
+    given = inputs(lambda: tuple(a.clone() if isinstance(a, Tensor) else a for a in args), device)
+
+    def run_all() -> None:
+        for arguments in given:
+            call(*arguments)
+
+    return Clock(recorded(run_all, device) if as_graph else run_all, device, len(given))
+
+
+def _peak(call: Callable[..., Any], args: tuple, device: str) -> int | None:
+    """Bytes of the GPU that a call takes at most, beside its arguments."""
+    if not on_gpu(device):
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call(*args)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _no_peers(case: Case) -> dict[str, Callable[..., Any]]:
+    return {}
+
+
+def _sdpa(case: Case) -> dict[str, Callable[..., Any]]:
+    """torch's attention of sequences of one length, which needs no packing: its best case."""
+    q, k, _, _, cu_k, longest_q, longest_k = case.args[:7]
+    batch = len(cu_k) - 1
+    if len(q) != batch * longest_q or len(k) != batch * longest_k:
+        return {}
+
+    def by(kernel: SDPBackend) -> Callable[..., Any]:
+        def call(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+            q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
+            with sdpa_kernel(kernel):
+                return F.scaled_dot_product_attention(q, k, v)
+
+        return call
+
+    return {"sdpa, cuDNN": by(SDPBackend.CUDNN_ATTENTION), "sdpa, flash": by(SDPBackend.FLASH_ATTENTION)}
+
+
+PEERS: dict[str, Callable[[Case], dict[str, Callable[..., Any]]]] = {"attention": _sdpa}
 
 
 class Make:
-    """Random tensors of one dtype."""
+    """Random tensors of one dtype on one device."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.draw = dtype, torch.Generator().manual_seed(0)
+    def __init__(self, dtype: torch.dtype, device: Device = "cpu") -> None:
+        self.dtype, self.device, self.draw = dtype, device, torch.Generator(device).manual_seed(0)
 
     def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=self.draw) * scale).to(self.dtype)
+        return (torch.randn(shape, generator=self.draw, device=self.device) * scale).to(self.dtype)
 
     def weight(self, n: int, k: int, factor: float = 1.0) -> Tensor:
         """As the models pass it: packed where that is done here."""
         weight = self(n, k, scale=k**-0.5)
-        return packed.pack(weight, factor) if packed.why_not(self.dtype) is None else weight
+        packs = not on_gpu(self.device) and packed.why_not(self.dtype) is None
+        return packed.pack(weight, factor) if packs else weight
 
     def offsets(self, lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-
-
-def _bytes(*tensors: Tensor) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.device)
 
 
 def _norm(make: Make, batch: int) -> Iterator[Case]:
     x, weight = make(batch * 257, HIDDEN), make(HIDDEN)
-    yield Case("layer_norm", "", (x, weight, weight, 1e-5), 0, 2 * _bytes(x))
+    yield Case("layer_norm", "", (x, weight, weight, 1e-5))
 
 
 def _add_norm(make: Make, batch: int) -> Iterator[Case]:
     x, residual, weight = make(batch * 257, HIDDEN), make(batch * 257, HIDDEN), make(HIDDEN)
-    yield Case("add_layer_norm", "", (x, residual, weight, weight, 1e-5), 0, 4 * _bytes(x))
+    yield Case("add_layer_norm", "", (x, residual, weight, weight, 1e-5))
 
 
 def _linear(make: Make, batch: int) -> Iterator[Case]:
     x, residual, bias = make(batch * 257, HIDDEN), make(batch * 257, HIDDEN), make(HIDDEN)
     weight = make.weight(HIDDEN, HIDDEN)
-    flops, moved = 2 * x.shape[0] * weight.numel(), _bytes(x, weight, x)
-    yield Case("linear", "", (x, weight, bias), flops, moved)
-    yield Case("linear", "residual", (x, weight, bias, "none", residual), flops, moved + _bytes(residual))
+    yield Case("linear", "", (x, weight, bias))
+    yield Case("linear", "residual", (x, weight, bias, "none", residual))
 
 
 def _mlp(make: Make, batch: int) -> Iterator[Case]:
     for activation, rows_, factor in (("quick_gelu", 257 * batch, packed.QUICK_GELU), ("gelu", 14 * batch, 1.0)):
         x, residual = make(rows_, HIDDEN), make(rows_, HIDDEN)
         w1, w2 = make.weight(WIDE, HIDDEN, factor), make.weight(HIDDEN, WIDE, 1 / factor)
-        args = (x, w1, make(WIDE), w2, make(HIDDEN), activation, residual)
-        yield Case("mlp", activation, args, 4 * rows_ * w1.numel(), _bytes(x, w1, w2, residual, x))
+        yield Case("mlp", activation, (x, w1, make(WIDE), w2, make(HIDDEN), activation, residual))
 
 
 def _attention(make: Make, batch: int) -> Iterator[Case]:
@@ -165,43 +238,41 @@ def _attention(make: Make, batch: int) -> Iterator[Case]:
     ):
         k, v = make(sum(lengths), HEADS, HIDDEN // HEADS), make(sum(lengths), HEADS, HIDDEN // HEADS)
         q = make(sum(queries), HEADS, HIDDEN // HEADS)
-        args = (q, k, v, make.offsets(queries), make.offsets(lengths), max(queries), max(lengths))
-        flops = sum(4 * a * b * HIDDEN for a, b in zip(queries, lengths, strict=True))
-        yield Case("attention", name, args, flops, _bytes(q, k, v, q))
+        offsets = make.offsets(queries), make.offsets(lengths)
+        yield Case("attention", name, (q, k, v, *offsets, max(queries), max(lengths)))
 
 
 def _patch_embed(make: Make, batch: int) -> Iterator[Case]:
     pixels, weight = make(batch, 3, 224, 224), make(HIDDEN, 3, 14, 14, scale=0.04)
-    args = (pixels, weight, make(HIDDEN), make(257, HIDDEN))
-    moved = _bytes(pixels, weight) + batch * _bytes(args[3])
-    yield Case("patch_embed", "", args, 2 * batch * 256 * weight.numel(), moved)
+    yield Case("patch_embed", "", (pixels, weight, make(HIDDEN), make(257, HIDDEN)))
 
 
 def _text_embed(make: Make, batch: int) -> Iterator[Case]:
     count = 14 * batch
-    ids, zero = torch.randint(3, VOCABULARY, (count,), generator=make.draw), torch.zeros(count, dtype=torch.int64)
+    ids = torch.randint(3, VOCABULARY, (count,), generator=make.draw, device=make.device)
     word, position, weight = make(VOCABULARY, HIDDEN), make(514, HIDDEN), make(HIDDEN)
-    args = (ids, 2 + torch.arange(count) % 14, zero, word, position, make(1, HIDDEN), weight, weight, 1e-5)
-    yield Case("text_embed", "", args, 0, 3 * count * _bytes(weight))
+    places = 2 + torch.arange(count, device=make.device) % 14
+    args = (ids, places, torch.zeros_like(ids), word, position, make(1, HIDDEN), weight, weight, 1e-5)
+    yield Case("text_embed", "", args)
 
 
 def _normalize(make: Make, batch: int) -> Iterator[Case]:
     x = make(4096 * batch, WIDTH)
-    yield Case("l2_normalize", "", (x,), 0, 2 * _bytes(x))
+    yield Case("l2_normalize", "", (x,))
 
 
 def _similarity(op: str, *rest: Any) -> Callable[[Make, int], Iterator[Case]]:
     def of(make: Make, batch: int) -> Iterator[Case]:
         a, b = make(batch, WIDTH), make(IMAGES, WIDTH)
-        yield Case(op, f"{batch} x {IMAGES}", (a, b, *rest), 2 * a.shape[0] * b.numel(), _bytes(a, b))
+        yield Case(op, f"{batch} x {IMAGES}", (a, b, *rest))
 
     return of
 
 
 def _loss(make: Make, batch: int) -> Iterator[Case]:
     image, text = make(256 * batch, WIDTH), make(256 * batch, WIDTH)
-    cost = 2 * image.shape[0] * text.numel(), _bytes(image, text)
-    yield Case("contrastive_loss", "", (image, text, torch.tensor(2.6592).to(make.dtype)), *cost)
+    scale = torch.tensor(2.6592, dtype=make.dtype, device=make.device)
+    yield Case("contrastive_loss", "", (image, text, scale))
 
 
 CASES: dict[str, Callable[[Make, int], Iterator[Case]]] = {

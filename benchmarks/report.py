@@ -81,14 +81,15 @@ def filled(readme: str, found: Sequence[Row]) -> str:
 
 
 def tables(found: Sequence[Row]) -> str:
-    """Markdown: for every machine the models, then the ladders."""
+    """Markdown: for every machine the models, the ladders, the joint head."""
     parts = []
     for machine in dict.fromkeys(row.machine for row in found):
         own = [row for row in found if row.machine == machine]
         models, ladders = newest(own, "model", "dtype"), newest(own, "ladder")
-        if not models and not ladders:
+        heads = newest(own, "head", "dtype")
+        if not models and not ladders and not heads:
             continue
-        some = (models or ladders)[-1][0]
+        some = (models or ladders or heads)[-1][0]
         towers = [run for run in models if run[0].work not in SHOWN]
         threads = f"{some.threads} thread{'s' if some.threads > 1 else ''}"
         versions = ", ".join(f"{name} {version}" for name, version in some.versions.items())
@@ -99,6 +100,8 @@ def tables(found: Sequence[Row]) -> str:
             if runs := [run for run in models if run[0].work == work]:
                 parts.append(_table_beside(SHOWN[work], runs))
         parts += [_ladder_table(run) for run in ladders]
+        if heads:
+            parts.append(_head_table(heads))
     if plot_rows(found):
         parts.append("\n".join(f"![{what}](docs/{name})" for name, (what, _) in PLOTS.items()))
     return "\n\n".join(parts)
@@ -179,6 +182,24 @@ def _ladder_table(found: Sequence[Row]) -> str:
         lines.append([row.system, row.dtype, f"{row.throughput:.3g}", faster, share, cosine])
     first = run[0]
     return f"What each technique adds, {first.subject}, {first.batch} {first.work} a call:\n\n{_markdown(lines)}"
+
+
+def _head_table(runs: Sequence[list[Row]]) -> str:
+    names = list(dict.fromkeys(row.system for run in runs for row in run))
+    lines = [["operator", "rows", "precision", *names, "times the best peer", "of the ceiling", "memory, MiB"]]
+    for run in runs:
+        of = {row.system: row for row in run}
+        own, peers = of[OURS], [row.median for name, row in of.items() if name != OURS]
+        fastest = min(row.median for row in run)
+        cells = [_bold(_milliseconds(of[n].median), of[n].median == fastest) if n in of else "" for n in names]
+        ahead = f"{min(peers) / own.median:.2f} x" if peers else ""
+        memory = "" if own.peak_memory is None else f"{own.peak_memory / 2**20:.0f}"
+        lines.append([own.subject, own.work, own.dtype, *cells, ahead, _percent(own.share), memory])
+    return f"The joint head, milliseconds a call, {runs[0][0].shape}:\n\n{_markdown(lines)}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:,.0f}"
 
 
 def _percent(share: float | None) -> str:

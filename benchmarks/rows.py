@@ -23,10 +23,12 @@ import torch
 
 from altclip_fast._version import __version__
 
+from .clock import on_gpu
+
 HERE = Path(__file__).parent
 IN_CHECKOUT = (HERE.parent / "setup.py").exists()
 RESULTS = HERE / "results" if IN_CHECKOUT else Path("results")
-PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao", "triton")
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao", "triton", "numpy", "faiss-cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Run:
 class Row(Run):
     """One system at one task."""
 
-    kind: str  # "model", "op", "ladder" or "ceiling"
+    kind: str  # "model", "op", "head", "ladder" or "ceiling"
     subject: str  # the model or op
     work: str  # "image", "text", "text77", "zero-shot-3"; of an op, what is special about the call
     step: int  # of a ladder, from 0
@@ -62,7 +64,7 @@ class Row(Run):
     gflops: float  # a second, counting the products that the plain model makes of real tokens
     gbytes: float  # a second, counting weights once, and an op's inputs and outputs
     share: float | None  # of what the measured ceilings allow
-    peak_memory: int | None  # anonymous bytes of the system's process while it loaded and ran
+    peak_memory: int | None  # bytes at most: anonymous ones of the system's process, or of the GPU
     cosine: float | None  # mean centred cosine with float32
     error: float | None  # max |difference| of normalised embeddings with float32
 
@@ -70,17 +72,19 @@ class Row(Run):
 FIELDS = {field.name for field in dataclasses.fields(Row)}
 
 
-def this_run(threads: int) -> Run:
-    """A new run on this machine."""
-    device = _processor()
+def this_run(threads: int, device: str = "cpu") -> Run:
+    """A new run on this machine, or on its GPU."""
+    gpu = on_gpu(device)
+    name = torch.cuda.get_device_name() if gpu else _processor()
+    versions = {package: version_of(package) for package in PACKAGES} | (_gpu_versions() if gpu else {})
     return Run(
         run=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         commit=_commit(),
-        machine=re.sub(r"[^a-z0-9]+", "-", f"{device} {threads} threads".lower()).strip("-"),
-        device=device,
+        machine=re.sub(r"[^a-z0-9]+", "-", (name if gpu else f"{name} {threads} threads").lower()).strip("-"),
+        device=name,
         threads=threads,
-        versions={name: version for name in PACKAGES if (version := version_of(name)) is not None},
+        versions={package: version for package, version in versions.items() if version is not None},
     )
 
 
@@ -133,6 +137,24 @@ def version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu_versions() -> dict[str, str | None]:
+    cudnn = torch.backends.cudnn.version()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "driver": ask_driver("driver_version"),
+    }
+
+
+def ask_driver(what: str) -> str | None:
+    """What nvidia-smi says of the first GPU, such as "clocks.sm"; None where there is no nvidia-smi."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from altclip_fast.dispatch import use_backend
+from altclip_fast.models.joint import DualEncoder
+from altclip_fast.runtime import Runtime
 
+from .clock import on_gpu
 from .workloads import Job
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
@@ -27,17 +31,29 @@ class Unavailable(Exception):
 
 
 class Running(NamedTuple):
-    """A system that is ready: inputs -> embeddings [B, D]; and how it was set up."""
+    """A system that is ready: inputs -> embeddings [B, D]; how it was set up; and how it is called.
+
+    Attributes:
+        around: what it is called within; entered outside of what is timed.
+        from_host: its inputs lie in the host's memory, whatever it runs on.
+    """
 
     embed: Embed
     backend: str
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    from_host: bool = False
+
+    def inputs(self, job: Job) -> list[dict[str, Tensor]]:
+        """The batches of a job, where it takes them from."""
+        return (replace(job, device="cpu") if self.from_host else job).batches()
 
 
 class System(NamedTuple):
-    """How a system is started, and what it computes in."""
+    """How a system is started, what it computes in, and where."""
 
     start: Callable[[Job], Running]
     dtypes: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu",)
 
 
 def package(name: str, install: str | None = None) -> Any:
@@ -57,9 +73,9 @@ def own_model(job: Job) -> nn.Module:
     home = importlib.import_module(f"altclip_fast.models.{'altclip' if 'AltCLIP' in job.class_name else 'clip'}")
     kind = getattr(home, job.class_name)
     if job.dtype != "int8":
-        return kind.from_pretrained(job.folder, dtype=job.dtype)
+        return kind.from_pretrained(job.folder, dtype=job.dtype, device=job.device)
     try:
-        return kind.from_pretrained(job.folder, dtype="bfloat16", quantization="int8")
+        return kind.from_pretrained(job.folder, dtype="bfloat16", device=job.device, quantization="int8")
     except ValueError as error:
         raise Unavailable(str(error)) from error
 
@@ -74,14 +90,30 @@ def embedding(model: nn.Module, tower: str, inputs: dict[str, Tensor], **options
     return output.pooler_output if projected is None else projected
 
 
-def _own(job: Job, backend: str | None) -> Running:
+def own(job: Job, backend: str | None) -> Running:
+    """This library. A whole model on a GPU runs as `Runtime` has it, unless a backend is asked for."""
     model = own_model(job)
+    if backend is None and on_gpu(job.device) and isinstance(model, DualEncoder):
+        return in_runtime(model, job)
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
-        with torch.inference_mode(), use_backend(backend) if backend else nullcontext():
+        with torch.inference_mode():
             return embedding(model, job.tower, inputs)
 
-    return Running(embed, backend or "chosen by itself")
+    return Running(embed, backend or "chosen by itself", partial(use_backend, backend) if backend else nullcontext)
+
+
+def in_runtime(model: DualEncoder, job: Job) -> Running:
+    """A whole model, by CUDA graphs where there are some."""
+    runtime = Runtime(model)
+
+    def embed(inputs: dict[str, Tensor]) -> Tensor:
+        with torch.inference_mode():
+            if job.tower == "image":
+                return runtime.image_features(inputs["pixel_values"])
+            return runtime.text_features(inputs["input_ids"], inputs["attention_mask"])
+
+    return Running(embed, f"runtime, {runtime.mode}", from_host=job.tower == "text")
 
 
 def transformers_model(job: Job, attention: str) -> nn.Module:
@@ -90,7 +122,7 @@ def transformers_model(job: Job, attention: str) -> nn.Module:
     transformers.utils.logging.disable_progress_bar()
     dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
     kind = getattr(transformers, job.class_name)
-    return kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype).eval()
+    return kind.from_pretrained(job.folder, attn_implementation=attention, dtype=dtype).eval().to(job.device)
 
 
 def transformers_module(job: Job, attention: str) -> nn.Module:
@@ -147,16 +179,21 @@ def _called(module: nn.Module) -> Embed:
     return embed
 
 
-def compiled(module: nn.Module) -> nn.Module:
-    """A module as torch.compile makes it for inference: to be called without gradients."""
+def compiled(module: nn.Module, device: str = "cpu") -> nn.Module:
+    """A module as torch.compile makes it for inference: to be called without gradients.
+
+    On a GPU each size of batch is compiled by itself, with CUDA graphs, and the result of a call lives until the next.
+    """
+    if on_gpu(device):
+        return torch.compile(module, mode="max-autotune", dynamic=False)
     from torch._inductor import config
 
     config.freezing = True
     return torch.compile(module)
 
 
-def _compiled(module: nn.Module) -> Embed:
-    fast = compiled(module)
+def _compiled(module: nn.Module, device: str = "cpu") -> Embed:
+    fast = compiled(module, device)
 
     def embed(inputs: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -166,7 +203,8 @@ def _compiled(module: nn.Module) -> Embed:
 
 
 def _torch_compile(job: Job) -> Running:
-    return Running(_compiled(transformers_module(job, "sdpa")), "inductor, freezing, sdpa")
+    how = "max-autotune, CUDA graphs" if on_gpu(job.device) else "freezing"
+    return Running(_compiled(transformers_module(job, "sdpa"), job.device), f"inductor, {how}, sdpa")
 
 
 def _torchao(job: Job) -> Running:
@@ -302,15 +340,16 @@ def _quantize_openvino(source: Path, job: Job, file: Path) -> None:
 
 
 FLOATS = ("float32", "bfloat16")
+EVERYWHERE = ("cpu", "cuda")
 OURS = "altclip_fast"
 NO_PEERS = (OURS, "accelerated", "reference")  # this library, in one form or another
 SYSTEMS = {
-    OURS: System(partial(_own, backend=None), (*FLOATS, "int8")),
-    "accelerated": System(_accelerated, FLOATS),
-    "reference": System(partial(_own, backend="reference"), FLOATS),
-    "transformers-eager": System(partial(_transformers, attention="eager"), FLOATS),
-    "transformers-sdpa": System(partial(_transformers, attention="sdpa"), FLOATS),
-    "torch-compile": System(_torch_compile, FLOATS),
+    OURS: System(partial(own, backend=None), (*FLOATS, "int8"), EVERYWHERE),
+    "accelerated": System(_accelerated, FLOATS, EVERYWHERE),
+    "reference": System(partial(own, backend="reference"), FLOATS, EVERYWHERE),
+    "transformers-eager": System(partial(_transformers, attention="eager"), FLOATS, EVERYWHERE),
+    "transformers-sdpa": System(partial(_transformers, attention="sdpa"), FLOATS, EVERYWHERE),
+    "torch-compile": System(_torch_compile, FLOATS, EVERYWHERE),
     "onnxruntime": System(_onnxruntime, ("float32", "int8")),
     "openvino": System(_openvino, (*FLOATS, "int8")),
     "torchao": System(_torchao, ("int8",)),

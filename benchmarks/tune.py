@@ -14,19 +14,19 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 
 from altclip_fast.files import staged, write_text
 from altclip_fast.kernels import launch, tuning
 from altclip_fast.testing import assert_parity
 
 from . import kernels
+from .clock import Clock, inputs, recorded
 from .shapes import MODELS, TINY, Sizes, Work, asked, candidates, works
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -36,13 +36,19 @@ GAIN = 1.02  # a candidate replaces the default where it is faster by more than 
 Key = tuple[str, str, tuple[int, ...]]  # op, dtype, shape
 
 
-def tune(device: torch.device, sizes: Sizes, dtypes: Sequence[str], seconds: float) -> Iterator[tuple[str, list[dict]]]:
-    """Yields (op, its rows as `tuning` reads them), one op after the other, until the time is up."""
+def tune(
+    device: torch.device, sizes: Sizes, dtypes: Sequence[str], seconds: float, only: Collection[str] = ()
+) -> Iterator[tuple[str, list[dict]]]:
+    """Yields (op, its rows as `tuning` reads them), one op after the other, until the time is up.
+
+    Args:
+        only: these ops; all when empty.
+    """
     end = time.monotonic() + seconds
     capability = launch.capability(device)
     by_op: dict[str, dict[Key, list[Work]]] = {}
     for name in dtypes:
-        for work in works(sizes):
+        for work in (w for w in works(sizes) if not only or w.op in only):
             key = work.op, name, asked(work, DTYPES[name], capability).shape
             by_op.setdefault(work.op, {}).setdefault(key, []).append(work)
     for op, keys in by_op.items():
@@ -88,45 +94,14 @@ def usable(work: Work, config: tuning.Config, dtype: torch.dtype, device: torch.
 
 def timer(work: Work, config: tuning.Config, dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
     """Seconds a call, measured whenever it is called."""
-    first = work.arguments(dtype, device)
-    size = sum(a.numel() * a.element_size() for a in first if isinstance(a, Tensor))
-    inputs = [first, *(work.arguments(dtype, device) for _ in range(_copies(size, device) - 1))]
+    given = inputs(lambda: work.arguments(dtype, device), device)
 
     def run_all() -> None:
-        for arguments in inputs:
-            work.run(*arguments)
+        with tuning.trying(work.op, config):
+            for arguments in given:
+                work.run(*arguments)
 
-    if device.type != "cuda":
-
-        def once() -> float:
-            start = time.perf_counter()
-            with tuning.trying(work.op, config):
-                run_all()
-            return (time.perf_counter() - start) / len(inputs)
-
-        return once
-    graph, begin, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with tuning.trying(work.op, config):
-        run_all()
-        torch.cuda.synchronize(device)
-        with torch.cuda.graph(graph):
-            run_all()
-
-    def replay() -> float:
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / len(inputs)
-
-    return replay
-
-
-def _copies(size: int, device: torch.device) -> int:
-    """Inputs of so many bytes that are together twice the L2."""
-    if device.type != "cuda":
-        return 1
-    return min(64, max(2, 2 * torch.cuda.get_device_properties(device).L2_cache_size // max(1, size)))
+    return Clock(recorded(run_all, device), device, len(given)).once
 
 
 def measure(timers: Sequence[Callable[[], float]], rounds: int) -> list[float]:
@@ -154,15 +129,33 @@ def _run(options: argparse.Namespace) -> None:
         sys.exit("tune: on the CPU kernels are interpreted: set TRITON_INTERPRET=1")
     if device.type == "cpu" and options.output is None:
         sys.exit("tune: the interpreter has no table of its own: name a file with --output")
-    file = options.output or tuning.TUNED / f"{tuning.gpu_name(device)}.json"
-    table: dict[str, Any] = {
+    file = options.output or table_of(device)
+    into(file, device, MODELS if device.type == "cuda" else TINY, options.dtypes, options.seconds)
+    print(file)
+
+
+def table_of(device: torch.device) -> Path:
+    """The file that calls on this GPU look into."""
+    return tuning.TUNED / f"{tuning.gpu_name(device)}.json"
+
+
+def into(
+    file: Path, device: torch.device, sizes: Sizes, dtypes: Sequence[str], seconds: float, only: Collection[str] = ()
+) -> None:
+    """Tune, and write after every op: what is measured is not lost if a later one fails.
+
+    What the file holds of other shapes stays, unless other versions of torch or Triton measured it.
+    """
+    about = {
         "capability": launch.capability(device),
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "ops": {},
     }
+    table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if {name: table.get(name) for name in about} != about:
+        table = {**about, "ops": {}}
     file.parent.mkdir(parents=True, exist_ok=True)
-    for op, rows in tune(device, MODELS if device.type == "cuda" else TINY, options.dtypes, options.seconds):
-        table["ops"][op] = rows
-        with staged(file.parent) as stage:  # after every op: what is measured is not lost if a later one fails
+    for op, rows in tune(device, sizes, dtypes, seconds, only):
+        kept = {(row["dtype"], *row["shape"]): row for row in [*table["ops"].get(op, []), *rows]}
+        table["ops"][op] = list(kept.values())
+        with staged(file.parent) as stage:
             write_text(stage(file.name), json.dumps(table, indent=1) + "\n")
-    print(file)

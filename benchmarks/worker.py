@@ -1,27 +1,30 @@
-"""A system in a process of its own: it shares no threads, no memory and no crashes with those beside it."""
+"""A system in a process of its own: it shares no threads, no memory and no crashes with those beside it.
+
+On a GPU, where nothing spins and starting costs more than measuring, systems share a process: `InProcess`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import statistics
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .clock import Clock, on_gpu
 from .systems import Running, Unavailable
 from .workloads import Job
-
-TURN = 0.25  # seconds that a turn of a fast system fills with calls
 
 
 class Worker:
@@ -61,7 +64,7 @@ class Worker:
     @property
     def memory(self) -> int | None:
         """Anonymous bytes of the process now."""
-        return _anonymous(self._process.pid)
+        return anonymous(self._process.pid)
 
     def close(self) -> None:
         """End the process."""
@@ -97,7 +100,8 @@ class Worker:
         return lines[-1] if lines else "it said nothing"
 
 
-def _anonymous(pid: int | None) -> int | None:
+def anonymous(pid: int | str | None = "self") -> int | None:
+    """Bytes of a process that are of no file, or None where there is no such process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
@@ -114,40 +118,101 @@ def _serve(connection: Any, start: Callable[[Job], Running], job: Job, log: Path
     warnings.simplefilter("ignore")
     try:
         torch.set_num_threads(job.threads)
-        running, batches = start(job), job.batches()
+        running = start(job)
+        batches = running.inputs(job)
         connection.send(("ready", running.backend))
-        clock = Clock(lambda: running.embed(batches[0]))
+        clock = Clock(lambda: running.embed(batches[0]), job.device)
         while True:
             request = connection.recv()
             if request == "turn":
-                connection.send(("turn", clock.turn()))
+                connection.send(("turn", _turn(running, clock)))
             else:
-                found = [running.embed(batch).float().clone() for batch in batches]
-                connection.send(("embeddings", torch.cat(found).numpy()))
+                connection.send(("embeddings", _embeddings(running, batches).numpy()))
     except EOFError:
         return
     except Unavailable as error:
         connection.send(("unavailable", str(error)))
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        told = (str(error).strip() or "no message").splitlines()[0]
-        connection.send(("unavailable", f"failed: {type(error).__name__}: {told}"))
+        connection.send(("unavailable", failure(error)))
 
 
-class Clock:
-    """Times calls of a function in turns."""
+def _embeddings(running: Running, batches: list[dict[str, Tensor]]) -> Tensor:
+    with running.around():
+        return torch.cat([running.embed(batch).float().cpu().clone() for batch in batches])
 
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self.call = call
+
+def _turn(running: Running, clock: Clock) -> float:
+    with running.around():
+        return clock.turn()
+
+
+def failure(error: Exception) -> str:
+    """An exception in one line."""
+    told = (str(error).strip() or "no message").splitlines()[0]
+    return f"failed: {type(error).__name__}: {told}"
+
+
+GRAPHED = 3  # calls of one shape, of which the last one is the replay of a graph wherever there is one
+
+
+class _Started(NamedTuple):
+    running: Running
+    held: int  # bytes of the GPU that it took
+
+
+class InProcess:
+    """A `Worker` in this process. A system is started once, for all batches; `patience` is that of who runs this.
+
+    Attributes:
+        peak_memory: bytes of the GPU that the system and its first embeddings took at most; None on a CPU.
+    """
+
+    memory: int | None = None  # of one process there is nothing to compare
+
+    def __init__(self, start: Callable[[Job], Running], job: Job, patience: float) -> None:
+        self._started = _attempt(lambda: _start(start, replace(job, work=job.tower, batch=1)))
+        self.backend = self._started.running.backend
+        self.peak_memory: int | None = None
+        self._gpu, self._batches = on_gpu(job.device), self._started.running.inputs(job)
+        self._clock = Clock(lambda: self._started.running.embed(self._batches[0]), job.device)
+
+    def embeddings(self, patience: float) -> Tensor:
+        before = _taken(self._gpu)
+        for _ in range(GRAPHED if self._gpu else 1):
+            found = _attempt(lambda: _embeddings(self._started.running, self._batches))
+        if self._gpu:
+            self.peak_memory = self._started.held + torch.cuda.max_memory_allocated() - before
+        return found
 
     def turn(self) -> float:
-        """Seconds a call. A fast function is called once before, to find its data in the caches, and then often."""
-        first = self._once()
-        if first >= TURN:
-            return first
-        return statistics.median(self._once() for _ in range(min(50, int(TURN / first) + 1)))
+        return _turn(self._started.running, self._clock)
 
-    def _once(self) -> float:
-        start = time.perf_counter()
-        self.call()
-        return time.perf_counter() - start
+    def close(self) -> None:
+        """What it has loaded is kept for the next batch."""
+
+
+@lru_cache(maxsize=64)
+def _start(start: Callable[[Job], Running], job: Job) -> _Started:
+    before = _taken(on_gpu(job.device))
+    running = start(job)
+    return _Started(running, _taken(on_gpu(job.device)) - before)
+
+
+def _taken(gpu: bool) -> int:
+    """Bytes of the GPU that are held now; the peak begins anew."""
+    if not gpu:
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    """A system that fails is not at hand."""
+    try:
+        return call()
+    except Unavailable:
+        raise
+    except Exception as error:
+        raise Unavailable(failure(error)) from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from altclip_fast.config import AltCLIPTextConfig, CLIPTextConfig, CLIPVisionConfig
-from altclip_fast.models.altclip import AltCLIPTextModel
+from altclip_fast.config import AltCLIPConfig, AltCLIPTextConfig, CLIPTextConfig, CLIPVisionConfig
+from altclip_fast.models.altclip import AltCLIPModel, AltCLIPTextModel
 from altclip_fast.models.clip import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 WORKS = {
@@ -104,6 +105,19 @@ def checkpoint(model: str, work: str, parent: Path) -> Path:
     return folder
 
 
+def whole(model: str, parent: Path) -> Path:
+    """The folder of an AltCLIP model of these towers with random weights, written under `parent` unless it is there."""
+    size, folder = SIZES[model], parent / f"{model}-whole"
+    if not folder.exists():
+        config = AltCLIPConfig(size.text, size.vision, projection_dim=size.vision["projection_dim"])
+        unfinished = parent / f"{model}-unfinished-{os.getpid()}"
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            AltCLIPModel(config).save_pretrained(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
 def tower_of(work: str) -> str:
     """ "image" or "text"."""
     return "image" if work == "image" else "text"
@@ -118,6 +132,7 @@ class Job:
     batch: int
     dtype: str
     threads: int
+    device: str = field(default="cpu", kw_only=True)
 
     @property
     def tower(self) -> str:
@@ -142,7 +157,8 @@ class Job:
         return [self._inputs(range(i, i + 1)) for i in range(1000, 1000 + CALIBRATING)]
 
     def _inputs(self, numbers: range) -> dict[str, Tensor]:
-        return self._images(numbers) if self.work == "image" else self._texts(numbers)
+        found = self._images(numbers) if self.work == "image" else self._texts(numbers)
+        return {name: x.to(self.device) for name, x in found.items()}
 
     def cost(self) -> Cost:
         """Of one call on the first batch."""

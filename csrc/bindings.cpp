@@ -330,18 +330,20 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_gradients_cpu(Tensor a, Tensor b,
   const int64_t panel = kernels().panel, width = ceil_div(dim, panel) * panel;
   const int64_t most = GRADIENT_CHUNK + kernels().block;
   const Tensor packed = floats(a, {most * width}), partial = floats(a, {threads * most * width});
+  const Tensor factor = floats(a, {most});
   std::vector<double> scales(threads, 0.0);
   in_chunks(a, b, scale * LOG2E, normalize, GRADIENT_CHUNK, [&](const Scores& scores, int64_t first) {
-    const int64_t padded = ceil_div(scores.rows, kernels().block) * kernels().block;
+    const int64_t block = kernels().block, blocks = ceil_div(scores.rows, block), padded = blocks * block;
     const Table chunk = table_of(torch::stable::narrow(a, 0, first, scores.rows));
-    torch::stable::parallel_for(0, scores.rows, 16, [&](int64_t begin, int64_t end) {
-      kernels().pack_columns(chunk, dim, scores.dtype, normalize, data(packed), padded, begin, end);
+    torch::stable::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
+      kernels().pack_columns(chunk, dim, scores.dtype, normalize, data(packed), data(factor), padded, begin * block,
+                             end * block);
     });
     const std::vector<Part> parts = shares(scores.rows, columns, true);
     in_parallel(parts, [&](const Part& part, int64_t i) {
       kernels().add_gradients(scores, {data(of_rows) + first, data(of_rows) + rows + first, data(of_columns),
                                        data(of_columns) + columns, data(packed),
-                                       data(partial) + i * most * width, data(for_b), &scales[i], first + offset}, part);
+                                       data(factor), data(partial) + i * most * width, data(for_b), &scales[i], first + offset}, part);
     });
     torch::stable::parallel_for(0, scores.rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++)

@@ -9,7 +9,7 @@ import transformers as hf
 from PIL import Image
 
 import altclip_fast as af
-from altclip_fast import notices
+from altclip_fast import feed, notices
 from altclip_fast.testing.embeddings import FLOAT32
 
 LABELS = ["cat", "two dogs", "一张猫的照片", "une fleur", "a very long label that goes on and on for a while"]
@@ -87,7 +87,7 @@ def jpegs(photos, count):
 @pytest.fixture(params=[1, 3])
 def threads(request, monkeypatch):
     """Threads that prepare images, whatever the machine has."""
-    monkeypatch.setattr("altclip_fast.encoder.processors", lambda: request.param)
+    monkeypatch.setattr("altclip_fast.feed.processors", lambda: request.param)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     return request.param
 
@@ -103,7 +103,7 @@ def test_images_have_the_bits_of_calls_one_by_one(encoder, photos, threads, batc
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_texts_have_the_bits_of_calls_one_by_one(encoder, monkeypatch, batch_size):
-    monkeypatch.setattr("altclip_fast.encoder._WINDOW", 2)
+    monkeypatch.setattr("altclip_fast.feed.WINDOW", 2)
     expected = torch.cat([encoder.encode_text(label) for label in LABELS * 3])
     assert torch.equal(encoder.encode_text(LABELS * 3, batch_size=batch_size), expected)
 
@@ -111,8 +111,8 @@ def test_texts_have_the_bits_of_calls_one_by_one(encoder, monkeypatch, batch_siz
 def test_preparing_ahead_changes_nothing(encoder, photos, threads, monkeypatch):
     sources = jpegs(photos, 7)
     expected, texts = encoder.encode_image(sources), encoder.encode_text(LABELS)
-    monkeypatch.setattr(af.Encoder, "_ahead", 2)
-    monkeypatch.setattr("altclip_fast.encoder._WINDOW", 1)
+    monkeypatch.setattr("altclip_fast.feed.ahead", lambda device: 2)
+    monkeypatch.setattr("altclip_fast.feed.WINDOW", 1)
     assert torch.equal(encoder.encode_image(sources, batch_size=2), expected)
     assert torch.equal(encoder.encode_text(LABELS, batch_size=2), texts)
 
@@ -128,8 +128,8 @@ def test_a_picture_may_be_given_often_before_it_is_read(encoder, photos, threads
 
 def test_a_bad_image_stops_the_work(encoder, photos, threads, monkeypatch):
     begun = []
-    original = af.encoder.load_image
-    monkeypatch.setattr("altclip_fast.encoder.load_image", lambda source: begun.append(1) or original(source))
+    original = feed.load_image
+    monkeypatch.setattr("altclip_fast.feed.load_image", lambda source: begun.append(1) or original(source))
     with pytest.raises(OSError, match="image 2 "):
         encoder.encode_image([*jpegs(photos, 2), b"no image", *jpegs(photos, 40)], batch_size=4)
     assert len(begun) <= 4

@@ -22,7 +22,7 @@ LAYERS = [
     {"ops"},
     {"checkpoint", "processing"},
     {"models", "quantization", "runtime", "testing"},
-    {"encoder", "auto", "accelerate", "pipelines", "doctor", "embedded", "retrieval"},
+    {"encoder", "feed", "auto", "accelerate", "pipelines", "doctor", "embedded", "retrieval"},
     {"benchmarks"},
     {"cli", "__main__"},
 ]

@@ -1,9 +1,11 @@
 """The native library: what runs where, and what an installation without it says."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,17 @@ def test_a_build_that_is_not_possible_is_no_error(variables, reason, tmp_path):
     assert done.returncode == 0, done.stderr
     assert reason in done.stdout and done.stdout.count("without its native library") == 1
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("rules", ["ninja_file", "cuda_ninja_file"])
+def test_only_what_the_oldest_torch_has_is_compiled_in(rules):
+    """Newer parts of the stable ABI lie behind TORCH_TARGET_VERSION in torch's headers."""
+    code = f"import sys; sys.argv = ['setup.py', '-q', '--name']; import setup; print(setup.{rules}('x.so'))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
+    (version,) = set(re.findall(r"-DTORCH_TARGET_VERSION=0x(\w+)", told))
+    major, minor = bytes.fromhex(version)[:2]
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        assert f"torch>={major}.{minor}" in tomllib.load(file)["project"]["dependencies"]
 
 
 COMPILER = """#!/bin/sh

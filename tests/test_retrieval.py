@@ -220,6 +220,21 @@ def test_command(capsys, altclip_folder, photo_paths, tmp_path):
         cli.main(arguments)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a temple" and lines[1] == f"  {expected.scores[0, 0]:.4f}  {expected.indices[0, 0]}"
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("absent.npy", "altclip-fast search: there is no file"),
+        ("index.txt", "altclip-fast search: 'index.txt' ends with none of"),
+        ("narrow.npy", "altclip-fast search: queries have 128 columns and the index has 7"),
+        ("short.npy", "altclip-fast search: k is 10; the index has 5 rows"),
+    ],
+)
+def test_command_with_a_wrong_index(name, told, capsys, tmp_path):
+    (tmp_path / "index.txt").write_text("no index")
+    np.save(tmp_path / "narrow.npy", np.ones((5, 7), np.float32))
+    np.save(tmp_path / "short.npy", np.ones((5, 128), np.float32))
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments[:6])
-    assert stop.value.code == 2 and "--text or --image" in capsys.readouterr().err
+        cli.main(["search", str(tmp_path / name), "--model", "embedded", "--text", "a star"])
+    assert stop.value.code == 1 and capsys.readouterr().err.startswith(told)

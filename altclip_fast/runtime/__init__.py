@@ -23,7 +23,7 @@ from ..dispatch import forced_backend
 from ..models.joint import DualEncoder
 from ..models.stamp import structure
 from ..models.text import Tokens
-from ..notices import warn_once
+from ..notices import mark_said, warn_once
 from . import cuda
 from .buckets import TextBucket, full_rows, image_buckets, image_parts, text_bucket, text_parts
 from .graphs import Graphs, Recorder, RecordingError
@@ -104,7 +104,7 @@ class Runtime:
             ValueError, TypeError: pixels do not fit the model. OSError: CUDA was used before this process was forked.
             torch.OutOfMemoryError: not even one image fits; batches that do not fit are halved.
         """
-        cuda.check_fork(self.model.device)
+        self._check(pixels=pixels)
         rest = (None, None) if mean is None or std is None else (tuple(mean), tuple(std))
         return in_halves(lambda a, b: self._images(pixels[a:b], *rest), len(pixels), "images", self.release)
 
@@ -120,7 +120,7 @@ class Runtime:
         Raises:
             As `image_features`.
         """
-        cuda.check_fork(self.model.device)
+        self._check(input_ids=input_ids, **({} if attention_mask is None else {"attention_mask": attention_mask}))
         ids, mask = input_ids.cpu(), None if attention_mask is None else attention_mask.cpu()
 
         def run(start: int, stop: int) -> Tensor:
@@ -134,6 +134,7 @@ class Runtime:
         if self.mode != "graphs":
             return
         config, normal = self.model.config.vision_config, [0.5] * self.model.config.vision_config.num_channels
+        mark_said("recording")
         with torch.inference_mode():
             for bucket in self._image_buckets():
                 shape = bucket, config.num_channels, config.image_size, config.image_size
@@ -152,6 +153,12 @@ class Runtime:
     def release(self) -> None:
         """Drop all graphs, and give their memory back to torch."""
         self._graphs.release()
+
+    def _check(self, **given: Any) -> None:
+        cuda.check_fork(self.model.device)
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                raise TypeError(f"{name} must be a Tensor with a batch, not {value!r}; pass return_tensors='pt'")
 
     def _images(self, pixels: Tensor, mean: Any, std: Any) -> Tensor:
         def compute(x: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..notices import warn_once
+
 
 class Recorder(Protocol):
     """What records and runs: CUDA graphs (`cuda.CudaRecorder`), or a stand-in that needs no GPU."""
@@ -105,13 +107,13 @@ class Graphs:
             RecordingError: this computation cannot be recorded.
         """
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            if self._stamps.setdefault(key[0], stamp) != stamp:
+            if self._stamps.get(key[0], stamp) != stamp:
                 self.release()
-                self._stamps[key[0]] = stamp
             if key not in self._seen:
                 self._seen.add(key)
                 return compute(given.to(self.recorder.device, non_blocking=True))[:rows]
             graph = self._kept.get(key) or self._record(key, compute, given, size)
+            self._stamps[key[0]] = stamp  # last: recording may have dropped all graphs, and their stamps
             return self._replay(graph, given, rows)
 
     def _replay(self, graph: Graph, given: Tensor, rows: int) -> Tensor:
@@ -124,6 +126,11 @@ class Graphs:
         return result
 
     def _record(self, key: Key, compute: Callable[[Tensor], Tensor], given: Tensor, size: int) -> Graph:
+        warn_once(
+            "recording",
+            "CUDA graphs are being recorded, which takes a moment for each shape that comes again. "
+            "The encoder's warmup() does it ahead; runtime='eager' does without",
+        )
         if self.bytes() > self._budget:
             self.release()
         x = torch.zeros(size, *given.shape[1:], dtype=given.dtype, device=self.recorder.device)

@@ -1,9 +1,11 @@
-// Scores of embeddings, never held as a matrix: the rows of a are packed once, and a panel of PANEL rows of b, laid out
-// as [dim][PANEL], stays in the L2 (64 x 768 x 4 = 196 KB) while all rows of a pass, ROWS at a time. What becomes of a
-// tile of scores (written, kept if among the best, summed up) happens while it lies in the L1.
+// Scores of embeddings, never held as a matrix: a panel of PANEL rows of b stays in the L2 (64 x 768 x 4 = 196 KB) while
+// all rows of a pass, ROWS at a time. What becomes of a tile of scores (written, kept if among the best, summed up)
+// happens while it lies in the L1.
 //
-// A score costs dim multiply-adds and, for the panel, 1 / rows of a of the work of packing it; for few rows of a the
-// next panel is fetched from memory meanwhile, so that a single query runs at the speed of memory.
+// A score is summed up in the lanes of one vector, so both operands are read as they lie in memory, and the lanes are
+// added in a tree at the end, four scores at a time. That takes 13 instructions for 4 scores, whose dim of 768 takes 192
+// (96 in bfloat16). The first ROWS rows of a meet the rows of b one by one, in the order of memory, so that few queries
+// run at the speed of memory; the norms of b are found on the way.
 #pragma once
 
 #include "kernels.h"
@@ -12,14 +14,16 @@
 namespace altclip_fast {
 namespace ISA {
 
-// How the words of 32 bits that a row consists of are read and multiplied.
+// How the words of 32 bits that a row consists of are read and multiplied, and how weights become such words, for sums
+// over the columns of a row and for sums over rows.
 template <class T>
 struct Single {
   typedef T Element;
   typedef Singles Format;
   static constexpr int ELEMENTS = 1;
   static Vector words(const T* p) { return load(p); }
-  static Vector everywhere(const float* p) { return all(*p); }
+  static void store_row(float* p, Vector x) { store(p, x); }
+  static Vector of_rows(const Vector* x, int64_t) { return *x; }
   static Vector multiply_add(Vector sum, Vector a, Vector b) { return sum + a * b; }
 };
 
@@ -29,15 +33,15 @@ struct Pair {
   typedef Pairs Format;
   static constexpr int ELEMENTS = 2;
   static Vector words(const bfloat16* p) { return (Vector)*(const LooseWord*)p; }
-  static Vector everywhere(const float* p) { return (Vector)(Word{} + *(const Bits*)p); }
+  static void store_row(float* p, Vector x) { store((bfloat16*)p, x); }
+  static Vector of_rows(const Vector* x, int64_t next) { return (Vector)(halves(x[0]) | halves(x[next]) << 16); }
+  static Word halves(Vector x) { return __builtin_convertvector((Half)_mm512_cvtneps_pbh((__m512)x), Word); }
   static Vector multiply_add(Vector sum, Vector a, Vector b) {
     return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
 };
 #endif
 
-// Words that are summed up before their sum joins the others: a sum of 768 products in one go has 2 times the error.
-constexpr int64_t SPAN = 256;
 constexpr float SMALLEST = 1e-24f;  // of a squared norm: EPS of ops/contrastive.py, squared
 
 // In float64, so that it is rounded once: a score inherits its error, and a softmax that error times the scale.
@@ -117,95 +121,71 @@ inline void pack_rows(const Table& x, int64_t dim, Dtype dtype, float scale, boo
   });
 }
 
-// put(word, vector) for all words of rows first..first + VL of b, one lane a row, zeros beyond the last row; factor[lane]
-// is 1 / |row| or 1. Meanwhile `ahead` rows further are fetched from memory.
-template <class Unit, class Put>
-inline void each_word(const Table& b, int64_t first, int64_t ahead, int64_t dim, bool normalize, float* factor, Put put) {
-  const auto* in = (const typename Unit::Element*)b.data + first * b.stride;
-  const int64_t depth = words_of<Unit>(dim), full = dim / (VL * Unit::ELEMENTS) * VL;
-  const int64_t rows = least(b.rows - first, VL);
-  const float* next = (const float*)(in + ahead * b.stride);  // VL rows of it: as many cache lines as words of a row
-  Vector squares[4] = {}, block[VL];
-  auto take = [&](int64_t i, int64_t words) __attribute__((always_inline)) {
-    transpose(block);
-#pragma GCC unroll 16
-    for (int j = 0; j < VL; j++)
-      if (j < words) {
-        put(i + j, block[j]);
-        squares[j % 4] = Unit::multiply_add(squares[j % 4], block[j], block[j]);
-      }
-  };
-  int64_t i = 0;
-  for (; rows == VL && i < full; i += VL) {
-    const auto* p = in + i * Unit::ELEMENTS;
-#pragma GCC unroll 16
-    for (int r = 0; r < VL; r++, p += b.stride) {
-      block[r] = Unit::words(p);
-      __builtin_prefetch(next + (i + r) * VL, 0, 3);
-      asm("" : "+r"(p));  // else all addresses are kept, most of them in vector registers
+// tile[r * PANEL + c] = the product of R packed rows of a and C rows of b; squares[c] = that of row c with itself, if
+// wanted. Lane by lane and then in one tree, so that a score has the same bits in any company. The next rows of b are
+// fetched meanwhile. Not inlined: the loop needs all registers.
+template <class Unit, int R, int C, bool SQUARES>
+__attribute__((noinline)) void multiply_rows(const float* a, int64_t a_row, const typename Unit::Element* b,
+                                             int64_t b_row, int64_t dim, float* tile, float* squares) {
+  constexpr int SUMS = (R + SQUARES) * C;
+  Vector sums[(SUMS + 3) / 4 * 4] = {};
+  auto add = [&](int64_t i, auto words) __attribute__((always_inline)) {
+    Vector right[C];
+    for (int c = 0; c < C; c++) right[c] = words(b + c * b_row);
+    for (int r = 0; r < R; r++) {
+      const Vector left = *(const Vector*)(a + r * a_row + i);
+      for (int c = 0; c < C; c++) sums[r * C + c] = Unit::multiply_add(sums[r * C + c], left, right[c]);
     }
-    take(i, VL);
-  }
-  for (; i < depth; i += VL) {
-    for (int r = 0; r < VL; r++) block[r] = r < rows ? words_at<Unit>(in + r * b.stride, i, dim) : Vector{};
-    take(i, depth - i);
-  }
-  Vector total = (squares[0] + squares[1]) + (squares[2] + squares[3]);
-  for (int r = 0; r < VL; r++) factor[r] = normalize ? inverse_norm(total[r]) : 1.0f;
-}
-
-// Rows first..first + PANEL of b as panel[word][row].
-template <class Unit>
-void pack_panel(const Table& b, int64_t first, int64_t dim, bool normalize, float* panel, float* factor) {
-  for (int64_t group = 0; group < PANEL; group += VL)
-    each_word<Unit>(b, first + group, PANEL, dim, normalize, factor + group,
-                    [&](int64_t i, Vector x) { *(Vector*)(panel + i * PANEL + group) = x; });
-}
-
-// The tile of rows first..first + PANEL of b and R rows of a, with nothing packed: the same sums in the same order.
-template <class Unit, int R>
-void stream_tile(const float* a, int64_t a_row, const Table& b, int64_t first, int64_t dim, bool normalize, float* tile,
-                 float* factor) {
-  for (int64_t group = 0; group < PANEL; group += VL) {
-    Vector sums[R] = {}, total[R] = {};
-    each_word<Unit>(b, first + group, VL, dim, normalize, factor + group, [&](int64_t i, Vector x) {
-      for (int r = 0; r < R; r++) sums[r] = Unit::multiply_add(sums[r], Unit::everywhere(a + r * a_row + i), x);
-      if ((i + 1) % SPAN) return;
-      for (int r = 0; r < R; r++) total[r] += sums[r], sums[r] = Vector{};
+    for (int c = 0; SQUARES && c < C; c++) sums[R * C + c] = Unit::multiply_add(sums[R * C + c], right[c], right[c]);
+  };
+  const int64_t full = dim / (VL * Unit::ELEMENTS) * VL;
+  if (full < words_of<Unit>(dim)) add(full, [&](const auto* row) { return words_at<Unit>(row, full, dim); });
+  for (int64_t i = 0; i < full; i += VL)
+    add(i, [&](const auto* row) {
+      __builtin_prefetch(row + COLUMNS * b_row + i * Unit::ELEMENTS);
+      return Unit::words(row + i * Unit::ELEMENTS);
     });
-    for (int r = 0; r < R; r++) *(Vector*)(tile + r * PANEL + group) = total[r] + sums[r];
+#pragma GCC unroll 8
+  for (int i = 0; i < SUMS; i += 4) {
+    const Vector four = sums_of_four(sums + i);
+    for (int j = i; j < i + 4 && j < SUMS; j += C)
+      __builtin_memcpy(j < R * C ? tile + j / C * PANEL : squares, (const float*)&four + (j - i), C * sizeof(float));
   }
 }
 
-template <class Unit, int R = ROWS>
-void stream_some(int64_t rows, const float* a, int64_t a_row, const Table& b, int64_t first, int64_t dim, bool normalize,
-                 float* tile, float* factor) {
-  if constexpr (R > 1)
-    if (rows < R) return stream_some<Unit, R - 1>(rows, a, a_row, b, first, dim, normalize, tile, factor);
-  stream_tile<Unit, R>(a, a_row, b, first, dim, normalize, tile, factor);
+// The same for `rows` rows of a, 1 to R, known when it runs.
+template <class Unit, int C, bool SQUARES, int R = ROWS>
+inline void multiply_some(int64_t rows, const float* a, int64_t a_row, const typename Unit::Element* b, int64_t b_row,
+                          int64_t dim, float* tile, float* squares = nullptr) {
+  if (R == 1 || rows == R) multiply_rows<Unit, R, C, SQUARES>(a, a_row, b, b_row, dim, tile, squares);
+  else if constexpr (R > 1) multiply_some<Unit, C, SQUARES, R - 1>(rows, a, a_row, b, b_row, dim, tile, squares);
 }
 
-// visit(row, rows, column, columns, tile) for every tile of scores; tile[r * PANEL + c] beyond rows and columns is 0.
+// visit(row, rows, column, columns, tile) for every tile of scores; tile[r * PANEL + c] is finite beyond the columns
+// where all scores are.
 template <class Unit, class Visit>
 void sweep(const Scores& s, const Part& part, Visit visit) {
+  typedef typename Unit::Element Element;
   static thread_local Scratch scratch;
-  const int64_t depth = words_of<Unit>(s.dim), width = whole(depth, VL);
-  float* panel = scratch.take((depth + 1 + ROWS) * PANEL);
-  float* factor = panel + depth * PANEL;
+  const int64_t width = whole(words_of<Unit>(s.dim), VL), first = part.block_begin * ROWS;
+  float* factor = scratch.take((1 + ROWS) * PANEL);
   float* tile = factor + PANEL;
+  for (int64_t i = 0; i < (1 + ROWS) * PANEL; i++) factor[i] = 0;
   for (int64_t p = part.panel_begin; p < part.panel_end; p++) {
     const int64_t column = p * PANEL, columns = least(PANEL, s.b.rows - column);
-    const bool stream = s.rows <= ROWS;  // what is packed would be used once
-    if (stream) stream_some<Unit>(s.rows, s.a, width, s.b, column, s.dim, s.normalize, tile, factor);
-    else pack_panel<Unit>(s.b, column, s.dim, s.normalize, panel, factor);
-    for (int64_t row = part.block_begin * ROWS; row < least(part.block_end * ROWS, s.rows); row += ROWS) {
+    const Element* b = (const Element*)s.b.data + column * s.b.stride;
+    for (int64_t row = first; row < least(part.block_end * ROWS, s.rows); row += ROWS) {
       const int64_t rows = least(ROWS, s.rows - row);
-      for (int64_t i = 0; !stream && (i == 0 || i < depth); i += SPAN)
-        tile_rows<typename Unit::Format>(rows, s.a + row * width + i, width, 1, panel + i * PANEL, least(SPAN, depth - i),
-                            [&](int r, int c, Vector x) {
-                              Vector* place = (Vector*)(tile + r * PANEL + c * VL);
-                              *place = i ? *place + x : x;
-                            });
+      const float* a = s.a + row * width;
+      int64_t c = 0;
+      for (float squares; row == first && c < columns; c++) {
+        multiply_some<Unit, 1, true>(rows, a, width, b + c * s.b.stride, s.b.stride, s.dim, tile + c, &squares);
+        factor[c] = s.normalize ? inverse_norm(squares) : 1.0f;
+      }
+      for (; c + COLUMNS <= columns; c += COLUMNS)
+        multiply_some<Unit, COLUMNS, false>(rows, a, width, b + c * s.b.stride, s.b.stride, s.dim, tile + c);
+      for (; c < columns; c++)
+        multiply_some<Unit, 1, false>(rows, a, width, b + c * s.b.stride, s.b.stride, s.dim, tile + c);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < PANEL; c += VL)
           *(Vector*)(tile + r * PANEL + c) *= s.a_factor[row + r] * *(Vector*)(factor + c);
@@ -328,22 +308,25 @@ inline void add_sums(const Scores& s, const Sums& sums, const Part& part) {
   });
 }
 
-inline void pack_columns(const Table& x, int64_t dim, Dtype dtype, bool normalize, float* panels, int64_t rows,
-                         int64_t begin, int64_t end) {
-  with_element(dtype, [&](auto element) {
-    typedef decltype(element) T;
+// Lanes of rows begin..end as a right operand whose panels are all whole; factor[r] = 1 / |row| or 1, 0 beyond the rows.
+inline void pack_columns(const Table& x, int64_t dim, Dtype dtype, bool normalize, float* panels, float* factor,
+                         int64_t rows, int64_t begin, int64_t end) {
+  with_unit(dtype, [&](auto unit) {
+    typedef decltype(unit) Unit;
+    typedef typename Unit::Element T;
+    const View<T> view = {(const T*)x.data, x.stride, 1, x.rows, dim};
     for (int64_t r = begin; r < end; r++) {
-      const T* row = (const T*)x.data + r * x.stride;
       Vector squares = {};
-      for (int64_t d = 0; d < dim; d += VL) {
-        Vector some = words_at<Single<T>>(row, d, dim);
+      for (int64_t d = 0; r < x.rows && d < dim; d += VL) {
+        const Vector some = view.vector(r, d);
         squares += some * some;
       }
-      const float factor = normalize ? inverse_norm(sum(squares)) : 1.0f;
-      for (int64_t d = 0; d < whole(dim, PANEL); d += VL) {
-        Vector some = d < dim ? words_at<Single<T>>(row, d, dim) * factor : Vector{};
-        *(Vector*)(panels + (d / PANEL * rows + r) * PANEL + d % PANEL) = some;
-      }
+      factor[r] = r >= x.rows ? 0 : normalize ? inverse_norm(sum(squares)) : 1;
+    }
+    for (int64_t d = 0; d < whole(dim, PANEL); d += VL) {
+      float* panel = panels + d / PANEL * PANEL * rows / Unit::ELEMENTS + d % PANEL;
+      for (int64_t i = begin / Unit::ELEMENTS; i < end / Unit::ELEMENTS; i++)
+        *(Vector*)(panel + i * PANEL) = (Vector)Unit::Format::down(view, i, d);
     }
   });
 }
@@ -351,60 +334,66 @@ inline void pack_columns(const Table& x, int64_t dim, Dtype dtype, bool normaliz
 inline void add_gradients(const Scores& s, const Gradients& g, const Part& part) {
   static thread_local Scratch scratch;
   const int64_t block_rows = whole(s.rows, ROWS), dim = whole(s.dim, PANEL);
-  float* weights = scratch.take((block_rows + dim) * PANEL);  // [block_rows][PANEL]: g of a panel
-  float* panels = weights + block_rows * PANEL;  // [dim in panels][PANEL][PANEL]: the rows of b of a panel
+  float* of_rows = scratch.take((2 * block_rows + dim + 1) * PANEL);  // g / |row of b|: [block_rows][PANEL]
+  float* of_columns = of_rows + block_rows * PANEL;  // g / |row of a|: the same, lanes going down the rows
+  float* panels = of_columns + block_rows * PANEL;  // [dim in panels][PANEL][PANEL]: the rows of b of a panel
+  float* factor = panels + dim * PANEL;
   for (int64_t i = 0; i < dim * block_rows; i++) g.rows[i] = 0;
   with_unit(s.dtype, [&](auto unit) {
-    sweep<decltype(unit)>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+    typedef decltype(unit) Unit;
+    typedef typename Unit::Format Format;
+    constexpr int64_t ELEMENTS = Unit::ELEMENTS, LANES = PANEL / ELEMENTS;  // of a row of g
+    sweep<Unit>(s, part, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, float* tile) {
+      if (row == 0) {
+        const Table b = {(const typename Unit::Element*)s.b.data + column * s.b.stride, columns, s.b.stride};
+        pack_columns(b, s.dim, s.dtype, s.normalize, panels, factor, PANEL, 0, PANEL);
+      }
       float high[PANEL] = {}, low[PANEL] = {};  // of the columns: the largest, 1 / the sum
       for (int64_t c = 0; c < columns; c++) {
         high[c] = g.column_max[column + c];
         low[c] = 1.0f / g.column_sum[column + c];
       }
-      Vector scale = {};
-      for (int64_t r = 0; r < ROWS; r++) {
-        float* weight = weights + (row + r) * PANEL;
+      Vector weights[ROWS][COLUMNS] = {}, scale = {};
+      for (int64_t r = 0; r < rows; r++) {
+        float* weight = (float*)weights[r];
         for (int64_t c = 0; c < PANEL; c += VL) {
-          if (r >= rows) {
-            *(Vector*)(weight + c) = Vector{};
-            continue;
-          }
           const Vector score = *(Vector*)(tile + r * PANEL + c);
           *(Vector*)(weight + c) =
               exp2(score - g.row_max[row + r]) / g.row_sum[row + r] + exp2(score - load(high + c)) * load(low + c);
         }
         for (int64_t c = columns; c < PANEL; c++) weight[c] = 0;
         const int64_t match = row + r + g.offset - column;
-        if (r < rows && match >= 0 && match < columns) weight[match] -= 2;
-        for (int64_t c = 0; r < rows && c < PANEL; c += VL)
-          scale += *(Vector*)(weight + c) * *(Vector*)(tile + r * PANEL + c);
+        if (match >= 0 && match < columns) weight[match] -= 2;
+        for (int64_t c = 0; c < COLUMNS; c++) scale += weights[r][c] * *(Vector*)(tile + r * PANEL + c * VL);
       }
       *g.scale += sum(scale);
+      for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t c = 0; c < COLUMNS; c++) {
+          Unit::store_row(of_rows + (row + r) * LANES + c * VL / ELEMENTS, weights[r][c] * load(factor + c * VL));
+          weights[r][c] *= g.factor[row + r];
+        }
+      for (int64_t r = 0; r < ROWS; r += ELEMENTS)
+        for (int64_t c = 0; c < COLUMNS; c++)
+          *(Vector*)(of_columns + (row + r) * LANES + c * VL) = Unit::of_rows(&weights[r][c], COLUMNS);
       if (row + rows < s.rows) return;
 
       // The last block of the panel: its weights are complete.
-      const Table b = {(const char*)s.b.data + column * s.b.stride * (s.dtype == Dtype::Float32 ? 4 : 2), columns,
-                       s.b.stride};
-      for (int64_t i = 0; columns < PANEL && i < dim * PANEL; i++) panels[i] = 0;
-      pack_columns(b, s.dim, s.dtype, s.normalize, panels, PANEL, 0, columns);
       for (int64_t d = 0; d < dim; d += PANEL) {
-        const float* right = g.panels + d * block_rows;
-        for (int64_t c = 0; c < columns; c += ROWS) {
-          const int64_t some = least(ROWS, columns - c);
-          tile_rows<Singles>(some, weights + c, 1, PANEL, right, s.rows, [&](int r, int v, Vector x) {
+        for (int64_t c = 0; c < columns; c += ROWS)
+          tile_rows<Format>(least(ROWS, columns - c), of_columns + c, 1, PANEL, g.panels + d * block_rows / ELEMENTS,
+                            over(s.rows, ELEMENTS), [&](int r, int v, Vector x) {
             float* place = g.columns + (column + c + r) * s.dim + d + v * VL;
             const int64_t left = s.dim - d - v * VL;
             if (left >= VL) store(place, load(place) + x);
             else
               for (int64_t i = 0; i < left; i++) place[i] += x[i];
           });
-        }
         for (int64_t r = 0; r < block_rows; r += ROWS)
-          tile_rows<Singles>(ROWS, weights + r * PANEL, PANEL, 1, panels + d * PANEL, columns,
-                                        [&](int i, int v, Vector x) {
-                                          Vector* place = (Vector*)(g.rows + d * block_rows + (r + i) * PANEL + v * VL);
-                                          *place += x;
-                                        });
+          tile_rows<Format>(ROWS, of_rows + r * LANES, LANES, 1, panels + d * LANES, over(columns, ELEMENTS),
+                            [&](int i, int v, Vector x) {
+            Vector* place = (Vector*)(g.rows + d * block_rows + (r + i) * PANEL + v * VL);
+            *place += x;
+          });
       }
     });
   });

@@ -93,7 +93,7 @@ struct Sums {
 // What follows from g = 2^(score - row_max) / row_sum + 2^(score - column_max) / column_sum - (2 where they match).
 struct Gradients {
   const float *row_max, *row_sum, *column_max, *column_sum;
-  const float* panels;  // the rows of a for the product with g, see pack_columns
+  const float *panels, *factor;  // of the rows of a, see pack_columns
   float* rows;  // [dim in panels][block rows][panel]: g b of this part's columns
   float* columns;  // [rows of b, dim]: g^T a is added
   double* scale;  // the sum of g * score is added
@@ -120,9 +120,10 @@ struct Kernels {
   void (*write_scores)(const Scores&, void* out, int64_t stride, Dtype, const Part&);
   void (*keep_best)(const Scores&, const Best&, const Part&);
   void (*add_sums)(const Scores&, const Sums&, const Part&);
-  // Rows begin..end of x as float32 of length 1 (or as they are) in panels of columns: [dim in panels][rows][panel].
-  void (*pack_columns)(const Table& x, int64_t dim, Dtype, bool normalize, float* panels, int64_t rows, int64_t begin,
-                       int64_t end);
+  // Rows begin..end of x, both multiples of 2, for a sum over rows: [dim in panels][rows][panel], in bfloat16 with two
+  // rows side by side where it is multiplied so; zeros beyond the rows of x. factor[i] = 1 / |row|, or 1.
+  void (*pack_columns)(const Table& x, int64_t dim, Dtype, bool normalize, float* panels, float* factor, int64_t rows,
+                       int64_t begin, int64_t end);
   void (*add_gradients)(const Scores&, const Gradients&, const Part&);
   // Rows begin..end: softmax of float32 scores. `in` may be `out`.
   void (*softmax_rows)(const float* in, void* out, Dtype, int64_t columns, int64_t begin, int64_t end);

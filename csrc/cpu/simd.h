@@ -70,7 +70,14 @@ inline Word widened(const uint16_t* p) {
 inline Word widened(const uint16_t* p) { return __builtin_convertvector(*(const Half*)p, Word); }
 #endif
 inline Vector load(const bfloat16* p) { return bits_to_float(widened(&p->bits) << 16); }
+// Spelled out where there is an instruction: GCC 12 converts element by element.
+#if defined(__AVX512F__)
+inline Vector load(const float16* p) { return (Vector)_mm512_maskz_cvtph_ps(-1, *(const __m256i_u*)p); }
+#elif defined(__F16C__)
+inline Vector load(const float16* p) { return (Vector)_mm256_cvtph_ps(*(const __m128i_u*)p); }
+#else
 inline Vector load(const float16* p) { return __builtin_convertvector(*(const Float16s*)p, Vector); }
+#endif
 
 inline void store(float* p, Vector x) { *(Loose*)p = x; }
 #if defined(__AVX512BF16__)
@@ -84,7 +91,13 @@ inline void store(bfloat16* p, Vector x) {
   *(Half*)p = __builtin_convertvector((nan & quiet) | (~nan & rounded), Half);
 }
 #endif
+#if defined(__AVX512F__)
+inline void store(float16* p, Vector x) { *(__m256i_u*)p = _mm512_maskz_cvtps_ph(-1, (__m512)x, 0); }
+#elif defined(__F16C__)
+inline void store(float16* p, Vector x) { *(__m128i_u*)p = _mm256_cvtps_ph((__m256)x, 0); }
+#else
 inline void store(float16* p, Vector x) { *(Float16s*)p = __builtin_convertvector(x, Float16s); }
+#endif
 
 inline float to_float(float x) { return x; }
 inline float to_float(bfloat16 x) {
@@ -228,6 +241,17 @@ inline V paired(V a, V b, std::integer_sequence<int, LANE...>) {
 template <int ODD, class V, int... LANE>
 inline V quarters(V a, V b, std::integer_sequence<int, LANE...>) {
   return __builtin_shufflevector(a, b, ((LANE / 4 * 2 + ODD) * 4 + LANE % 4)...);
+}
+
+// The sum of the lanes of x[i] in lane i, for four vectors: in the same tree for each.
+inline Vector sums_of_four(const Vector* x) {
+  constexpr auto lanes = std::make_integer_sequence<int, VL>();
+  const Vector a = interleaved<0>(x[0], x[1], lanes) + interleaved<1>(x[0], x[1], lanes);
+  const Vector b = interleaved<0>(x[2], x[3], lanes) + interleaved<1>(x[2], x[3], lanes);
+  Vector found = paired<0>(a, b, lanes) + paired<1>(a, b, lanes);
+  if constexpr (VL >= 16) found += turn<8>(found, lanes);
+  if constexpr (VL >= 8) found += turn<4>(found, lanes);
+  return found;
 }
 
 // x[STEP * i] holds 16 bytes for each i; these become rows.

@@ -44,12 +44,10 @@ def job(weights, monkeypatch):
 @pytest.fixture(params=["benchmarks"])
 def local(request, monkeypatch):
     """The harness in one process, with ceilings of small products; under the name that it is imported by."""
-    harness, worker, ceiling = (
-        importlib.import_module(f"{request.param}.{n}") for n in ("harness", "worker", "ceiling")
-    )
+    harness, clock, ceiling = (importlib.import_module(f"{request.param}.{n}") for n in ("harness", "clock", "ceiling"))
     harness.truth.cache_clear()
     monkeypatch.setattr(harness, "Worker", Local)
-    monkeypatch.setattr(worker, "TURN", 0.0)
+    monkeypatch.setattr(clock, "TURN", 0.0)
     for name, value in (("INNER", 16), ("COLUMNS", 32), ("COPIED", 4096)):
         monkeypatch.setattr(ceiling, name, value)
     yield

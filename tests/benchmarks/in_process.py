@@ -23,7 +23,8 @@ class Local:
         self.backend, self.closed = self.running.backend, False
 
     def embeddings(self, patience):
-        return torch.cat([self.running.embed(batch).float() for batch in self.job.batches()])
+        with self.running.around():
+            return torch.cat([self.running.embed(batch).float() for batch in self.job.batches()])
 
     def turn(self):
         self.embeddings(0)

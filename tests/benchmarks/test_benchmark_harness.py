@@ -15,9 +15,10 @@ from altclip_fast.dispatch import OPS
 from altclip_fast.testing.embeddings import judge
 from benchmarks import ceiling, harness, ladder, models, ops, rows, workloads
 from benchmarks.__main__ import main
+from benchmarks.clock import Clock
 from benchmarks.harness import Entry, Limits, Outcome, in_rounds
 from benchmarks.systems import SYSTEMS, Running, Unavailable
-from benchmarks.worker import Clock, Worker
+from benchmarks.worker import Worker
 
 
 def test_rounds_rotate():
@@ -190,7 +191,7 @@ def test_fast_calls_are_repeated_and_slow_ones_are_not(monkeypatch):
     calls = []
     Clock(lambda: calls.append(1)).turn()
     assert len(calls) == 1 + 50
-    monkeypatch.setattr("benchmarks.worker.TURN", 0.0)
+    monkeypatch.setattr("benchmarks.clock.TURN", 0.0)
     calls.clear()
     Clock(lambda: calls.append(1)).turn()
     assert len(calls) == 1
@@ -235,7 +236,9 @@ def test_rungs_differ_in_what_they_compute(local, job, monkeypatch):
     queries = {}
     for entry in ladder.steps("text77")[2:5]:
         seen.clear()
-        entry.start(task).embed(task.batches()[0])
+        running = entry.start(task)
+        with running.around():
+            running.embed(task.batches()[0])
         queries[entry.name] = tuple(seen)
     assert list(queries.values()) == [(4 * 77, 4 * 77), (46, 46), (46, 4)]
 
@@ -275,7 +278,7 @@ def test_a_wrong_operator_is_refused(local, monkeypatch):
     monkeypatch.setattr(op, "_backends", {**op._backends, "cpu": broken})
     monkeypatch.setattr(op, "_order", (broken, *op._order))
     outcome = ops.measure(case, "float32", 1, 1, 1)
-    assert outcome.rows == [] and "largest error" in outcome.refused["layer_norm float32"] and outcome.code == 1
+    assert outcome.rows == [] and "largest error" in outcome.refused["layer_norm float32 cpu"] and outcome.code == 1
 
 
 def test_every_operator_that_models_use_has_a_case():

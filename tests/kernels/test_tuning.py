@@ -86,7 +86,7 @@ def test_every_operator_that_looks_up_is_tuned():
         word
         for file in (ROOT / "kernels").glob("*.py")
         for line in file.read_text().splitlines()
-        if "onfiguration(" in line or "_tiles(" in line
+        if "onfiguration(" in line or "tiles_of(" in line
         for word in line.split('"')[1::2]
     }
     assert {work.op for work in shapes.works(shapes.MODELS)} == looked_up

@@ -8,7 +8,7 @@ from altclip_fast import use_backend
 from altclip_fast.dispatch import OPS
 from altclip_fast.kernels.launch import LAUNCHES
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter; see `pytest -m gpu`")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter; on a GPU see test_truth.py")
 
 
 @pytest.fixture(autouse=True)

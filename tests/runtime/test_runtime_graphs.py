@@ -77,6 +77,17 @@ def test_beyond_the_budget_all_are_dropped(recorders):
     assert len(recorders) > 1 and recorders[0].waits == 1
 
 
+def test_another_stamp_is_seen_after_the_budget_was_spent(recorders):
+    recorders.options["size"] = 400
+    graphs = Graphs(recorders, budget=300)
+    for key in (KEY, ("image", 5), ("text", 1)):
+        run(graphs, torch.ones(1, 2), key=key), run(graphs, torch.ones(1, 2), key=key)
+        made = len(recorders)
+        run(graphs, torch.ones(1, 2), key=key, stamp=1)
+        assert len(recorders) == made + 1
+        run(graphs, torch.ones(1, 2), key=key, stamp=0)
+
+
 def test_release(graphs, recorders):
     run(graphs, torch.ones(1, 2)), run(graphs, torch.ones(1, 2))
     graphs.release()

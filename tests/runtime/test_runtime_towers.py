@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -202,6 +203,7 @@ def test_a_failed_recording_is_told_once_and_computed_directly(model, recorders,
 
     monkeypatch.setattr(StandIn, "record", fail)
     notices.forget()
+    notices.mark_said("recording")
     runtime, pixels = Runtime(model, recorder=recorders), images(model, 2)
     with pytest.warns(UserWarning, match="recording one failed: image: not while capturing") as told:
         found = twice(lambda: runtime.image_features(pixels))
@@ -243,6 +245,34 @@ def test_warmup_records_the_buckets_of_images(model, runtime, recorders):
     runtime.release()
     assert not runtime.graphs()
     Runtime(model).warmup()
+
+
+def test_recording_is_told_once_unless_it_was_asked_for(model, runtime, recorders):
+    notices.forget()
+    pixels = images(model, 2)
+    with pytest.warns(UserWarning, match=r"CUDA graphs are being recorded.*warmup\(\)") as told:
+        for count in (1, 2):
+            twice(lambda count=count: runtime.image_features(pixels[:count]))
+    assert len(told) == 1
+    notices.forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Runtime(model, recorder=recorders).warmup()
+
+
+def test_the_encoder_warms_up_for_texts_like_these(folder, recorders):
+    encoder = af.load(folder, device="cpu")
+    encoder.runtime = Runtime(encoder.model, recorder=recorders)
+    encoder.warmup(["a cat", "two dogs"])
+    towers = [key.tower for key in encoder.runtime.graphs()]
+    assert towers.count("text") == 1 and towers.count("image") > 5
+
+
+def test_what_is_no_batch_of_tensors(runtime):
+    with pytest.raises(TypeError, match=r"pixels must be a Tensor with a batch, not \[\]"):
+        runtime.image_features([])
+    with pytest.raises(TypeError, match="attention_mask must be a Tensor"):
+        runtime.text_features(torch.ones(1, 2, dtype=torch.long), 3)
 
 
 def test_the_encoder_by_graphs(folder, photos, recorders):
