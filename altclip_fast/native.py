@@ -46,6 +46,11 @@ def kernels() -> Any:
     return torch.ops.altclip_fast_native
 
 
+def instruction_set() -> str | None:
+    """Of the C++ kernels that run here: "avx512_bf16" (and VNNI), "avx512", "avx2" or "portable"; None without them."""
+    return kernels().cpu_capability() if missing() is None else None
+
+
 @functools.cache
 def verified() -> dict[str, list[str]]:
     """Op -> the architectures (as "sm_90") on which its CUDA kernel has passed the truth check on hardware."""
@@ -58,7 +63,7 @@ def description() -> str:
         return reason
     built = _built(LIBRARY)
     sets = ", ".join(built["instruction_sets"])
-    return f"{kernels().cpu_capability()} (of {sets}); {built['compiler']}, {' '.join(built['flags'])}"
+    return f"{instruction_set()} (of {sets}); {built['compiler']}, {' '.join(built['flags'])}"
 
 
 def cuda_description() -> str:

@@ -1,4 +1,4 @@
-"""Measure `models`, `ops`, `zero-shot`, `similarity` beside peers, a `ladder`; `kernels` compiled; `tune` on a GPU."""
+"""Measure `models`, `photos`, `zero-shot`, `fresh`, `ops`, `similarity`, a `ladder`; `kernels`, `roofline`, `gpu`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import gpu, kernels, ladder, models, ops, report, roofline, similarity, tune, zero_shot
+from . import fresh, gpu, kernels, ladder, models, ops, photos, report, roofline, similarity, tune, zero_shot
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exit code 2 for wrong usage, 1 where something was refused or failed."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (models, zero_shot, ops, similarity, ladder, report, kernels, roofline, tune, gpu):
+    for module in (models, photos, zero_shot, fresh, ops, similarity, ladder, report, kernels, roofline, tune, gpu):
         module.add_command(commands)
     options = parser.parse_args(arguments)
     sys.exit(options.run(options))

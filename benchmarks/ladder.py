@@ -23,7 +23,7 @@ from .workloads import Job
 
 PRODUCTS = frozenset({"linear", "mlp"})
 ATTENTION = PRODUCTS | {"attention"}
-ALL = frozenset(OPS)
+TOWER = ATTENTION | {"patch_embed", "text_embed", "layer_norm", "add_layer_norm"}
 
 
 def add_command(commands: Any) -> None:
@@ -64,14 +64,14 @@ def steps(work: str, device: str = "cpu") -> list[Entry]:
         (f"+ {packed}", partial(_own, operators=PRODUCTS), dtype),
         ("+ own attention", partial(_own, operators=ATTENTION), dtype),
     ]
-    if _running(ALL) != _running(ATTENTION):
-        found.append(("+ all other kernels", partial(_own, operators=ALL), dtype))
+    if _running(TOWER) != _running(ATTENTION):
+        found.append(("+ all other kernels", partial(_own, operators=TOWER), dtype))
     if gpu:
         found.append(("+ CUDA graphs", SYSTEMS[OURS].start, dtype))
     else:
         found += [
-            ("+ bfloat16", partial(_own, operators=ALL), "bfloat16"),
-            ("+ int8", partial(_own, operators=ALL), "int8"),
+            ("+ bfloat16", partial(_own, operators=TOWER), "bfloat16"),
+            ("+ int8", partial(_own, operators=TOWER), "int8"),
         ]
     return [Entry(name, start, dtype, step) for step, (name, start, dtype) in enumerate(found)]
 
@@ -121,7 +121,7 @@ def kernels_for(operators: frozenset[str]) -> Iterator[None]:
     """Inside, other ops than these run their references."""
     with ExitStack() as stack:
         stack.enter_context(nullcontext() if operators else use_backend("reference"))
-        for name in ALL - operators:
+        for name in OPS.keys() - operators:
             op = OPS[name]
             stack.enter_context(mock.patch.object(op, "_order", (op._backends["reference"],)))
         yield

@@ -10,12 +10,14 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import rows
+from .photos import TOWER
 from .rows import RESULTS, Row
 from .systems import NO_PEERS, OURS, SYSTEMS
 
@@ -88,11 +90,15 @@ def tables(found: Sequence[Row]) -> str:
         if not models and not ladders and not heads:
             continue
         some = (models or ladders or heads)[-1][0]
+        towers = [run for run in models if run[0].work not in SHOWN]
         threads = f"{some.threads} thread{'s' if some.threads > 1 else ''}"
         versions = ", ".join(f"{name} {version}" for name, version in some.versions.items())
         parts.append(f"On {some.device}, {threads}, with {versions}:")
-        if models:
-            parts.append(_model_table(models))
+        if towers:
+            parts.append(_model_table(towers))
+        for work in SHOWN:
+            if runs := [run for run in models if run[0].work == work]:
+                parts.append(_table_beside(SHOWN[work], runs))
         parts += [_ladder_table(run) for run in ladders]
         if heads:
             parts.append(_head_table(heads))
@@ -128,6 +134,43 @@ def _ahead(best: dict[str, Row]) -> str:
     if OURS not in best or not peers:
         return ""
     return f"{best[OURS].throughput / max(peers):.2f} x"
+
+
+class Beside(NamedTuple):
+    """A table of one quantity, this library's beside that of others."""
+
+    title: str
+    others: tuple[str, ...]
+    value: Callable[[Row], float]
+
+
+SHOWN = {
+    "photos": Beside(
+        "From JPEG files to embeddings by `encode_image`, photos a second",
+        (TOWER, "transformers-sdpa"),
+        lambda row: row.throughput,
+    ),
+    "first": Beside(
+        "From the start of a process to its first embedding of a photo, seconds",
+        ("transformers-sdpa",),
+        lambda row: row.median,
+    ),
+    "memory": Beside(
+        "Anonymous memory of a process that loads AltCLIP from float32 and runs it, at its most, GiB",
+        ("transformers-sdpa",),
+        lambda row: (row.peak_memory or math.nan) / 2**30,
+    ),
+}
+
+
+def _table_beside(shown: Beside, runs: Sequence[list[Row]]) -> str:
+    lines = [["model", "inputs", "precision", OURS, *shown.others]]
+    for run in runs:
+        values = {row.system: shown.value(row) for row in run}
+        own = values.get(OURS, math.nan)
+        cells = [f"{values[n]:.3g} ({own / values[n]:.2f} x)" if n in values else "" for n in shown.others]
+        lines.append([run[0].subject, run[0].shape, run[0].dtype, f"{own:.3g}", *cells])
+    return f"{shown.title} (in brackets, ours in multiples of it):\n\n{_markdown(lines)}"
 
 
 def _ladder_table(found: Sequence[Row]) -> str:
@@ -173,12 +216,12 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def plot_rows(found: Sequence[Row]) -> list[Row]:
-    """What the plots show: the newest runs of image towers, of the model that was measured last."""
+    """What the plots show: the newest runs of image towers, of the model that was measured first."""
     images = [row for row in found if row.kind == "model" and row.work == "image"]
     if not images:
         return []
-    last = images[-1]
-    chosen = [row for row in images if (row.machine, row.subject) == (last.machine, last.subject)]
+    first = images[0]
+    chosen = [row for row in images if (row.machine, row.subject) == (first.machine, first.subject)]
     return [row for run in newest(chosen, "model", "dtype") for row in run]
 
 

@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,23 +22,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from altclip_fast.auto import AutoProcessor
-from altclip_fast.config import AltCLIPConfig
 from altclip_fast.dispatch import use_backend
 from altclip_fast.embedded.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES
-from altclip_fast.encoder import EMBEDDED, Encoder
-from altclip_fast.models.altclip import AltCLIPModel, AltCLIPTextModel
+from altclip_fast.encoder import Encoder
 from altclip_fast.pipelines import TASK, pipeline
-from altclip_fast.processing.image import CLIPImageProcessor
-from altclip_fast.processing.processors import AltCLIPProcessor
 
-from . import harness, models, workloads
+from . import harness, models, whole
 from .harness import Entry, Outcome
 from .systems import OURS, Running, System, accelerated, compiled, own_model, package, transformers_model
 from .workloads import Cost, Job, layers
 
 TEMPLATE = "a {}"
 PHOTO = (480, 640)  # height and width
-CHOICES = [name for name, size in workloads.SIZES.items() if size.text_model is AltCLIPTextModel]
 Classify = Callable[[list[Image.Image]], list[list[dict[str, Any]]]]
 
 
@@ -60,7 +54,7 @@ def add_command(commands: Any) -> None:
         metavar="SYSTEM",
         help=f"of {', '.join(SYSTEMS)} (default: all but {' and '.join(JUDGES)})",
     )
-    models.add_measuring_options(parser, CHOICES)
+    models.add_measuring_options(parser, whole.CHOICES)
     parser.set_defaults(run=_run)
 
 
@@ -74,7 +68,7 @@ def _labels(text: str) -> int:
 def _run(options: argparse.Namespace) -> int:
     outcome = Outcome()
     with models.weights(options.weights) as parent:
-        folder = checkpoint(options.model, parent)
+        folder = whole.checkpoint(options.model, parent, cut=True)
         for labels in options.labels:
             work = f"zero-shot-{labels}{'-kept' * options.kept}"
             job = ZeroShot(str(folder), work, options.photos, "float32", options.threads, labels, options.kept)
@@ -91,29 +85,6 @@ def measure(
     """Systems of `SYSTEMS`, interleaved; their scores are judged as embeddings are."""
     entries = [Entry(name, SYSTEMS[name].start, job.dtype) for name in systems]
     return harness.run(entries, job, limits, tell, kind="model", subject=subject, systems=SYSTEMS)
-
-
-def checkpoint(model: str, parent: Path) -> Path:
-    """The folder of a whole model with a processor, written under `parent` unless it is there.
-
-    The tokenizer, and with it the number of token embeddings, is that of the embedded AltCLIP; all else has its size.
-    """
-    folder = parent / f"{model}-zero-shot"
-    if not (folder / "preprocessor_config.json").exists():
-        size = workloads.SIZES[model]
-        tokenizer = AutoProcessor.from_pretrained(EMBEDDED["embedded"]).tokenizer
-        side = size.vision["image_size"]
-        images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-        config = AltCLIPConfig(
-            text_config={**size.text, "vocab_size": len(tokenizer)},
-            vision_config=size.vision,
-            projection_dim=size.vision["projection_dim"],
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            AltCLIPModel(config).save_pretrained(folder)
-        AltCLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
 
 
 def vocabulary() -> list[str]:

@@ -1,5 +1,7 @@
 """`quantization="int8"`: what it changes, what it leaves, and how near its embeddings are."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_sample_images
 
 import altclip_fast as af
+from altclip_fast import native, notices
 from altclip_fast.embedded import captions, digits, scenes
 from altclip_fast.embedded.evaluate import PAIRS
 from altclip_fast.models.layers import Linear
@@ -152,6 +155,24 @@ def test_saved_and_loaded(both, tmp_path, dtype):
     kind = af.AltCLIPVisionModel if isinstance(small, af.AltCLIPModel) else af.CLIPVisionModel
     tower = kind.from_pretrained(tmp_path)
     assert torch.equal(tower.state_dict()["layers.0.mlp.fc1.weight"], small.vision_model.layers[0].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("found", [None, "portable", "avx2", "avx512", "avx512_bf16", "as it is"])
+@pytest.mark.parametrize(
+    "options", [{"quantization": "int8"}, {"dtype": "bfloat16"}, {}], ids=["int8", "cpu bf16", "cpu"]
+)
+def test_a_processor_that_is_slow_at_it_is_told_once(monkeypatch, found, options):
+    if found == "as it is":
+        found = native.instruction_set()
+    monkeypatch.setattr(native, "instruction_set", lambda: found)
+    notices.forget()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            af.load("embedded", device="cpu", **options)
+    ours = [str(warning.message) for warning in told if "AVX-512" in str(warning.message)]
+    assert len(ours) == (bool(options) and found not in (None, "avx512_bf16"))
+    assert all(f"{options.get('quantization') or options['dtype']} runs with {found}" in text for text in ours)
 
 
 def test_the_stored_weights_are_quantised_whatever_the_dtype(both):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
+from .. import checkpoint, native
 from ..config import CONFIG_NAME, Config, read_json
 from ..config_rules import parse_dtype
 from ..hub import resolve_file
@@ -126,6 +126,7 @@ class Model(nn.Module):
         if convert:
             quantize(model)  # from the stored numbers, which need not be in memory in another precision
             model.to(wanted or model.dtype)
+        _tell_of_slow_precision(model)
         return model.eval()
 
     def init_head(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -200,6 +201,17 @@ class Model(nn.Module):
     def return_dict(self, asked: bool | None) -> bool:
         """A caller's `return_dict`, or the configuration's."""
         return self.config.return_dict if asked is None else asked
+
+
+def _tell_of_slow_precision(model: Model) -> None:
+    """Lower precision is for speed, which takes instructions that not every processor has."""
+    precision = "int8" if is_quantized(model) else "bfloat16" if model.dtype is torch.bfloat16 else None
+    found = native.instruction_set()
+    if precision is not None and model.device.type == "cpu" and found not in (None, "avx512_bf16"):
+        warn_once(
+            f"slow-{precision}",
+            f"{precision} runs with {found}: this processor has no AVX-512 for its products, and float32 may be faster",
+        )
 
 
 def normal_(tensor: Tensor, std: float) -> None:

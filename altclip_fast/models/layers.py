@@ -63,19 +63,23 @@ class Linear(nn.Linear):
 
     def packed(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """The weight as an op should get it for x: packed, times `factor`, where that is faster; else as it is."""
-        if self.weight_scale is not None or form(self.weight) is not BlockedWeight:
+        weight, scale, kept = self.weight, self.weight_scale, self._kept
+        plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or self._records(x) or not _wanted()
+        if not plain and kept is not None and kept.fits(weight, factor):
+            return kept.packed
+        if plain or not _packs(weight):
+            return weight if scale is None else (weight * scale[:, None]).to(x.dtype)
+        if scale is not None or form(weight) is not BlockedWeight:
             factor = 1.0  # the epilogue of our own products has the activations themselves
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self._records(x) or not _packs(self.weight):
-            return self.weight if self.weight_scale is None else (self.weight * self.weight_scale[:, None]).to(x.dtype)
-        kept = self._kept
-        if kept is None or kept.packed.factor != factor or not kept.fits(self.weight):
-            kept = self._kept = _Kept.of(self.weight, self._pack(factor))
+        self._kept = kept = _Kept.of(weight, self._pack(factor))  # another thread may drop it
         return kept.packed
 
     def _records(self, x: Tensor) -> bool:
         """Autograd may need the weight itself."""
+        if not torch.is_grad_enabled():
+            return False
         tensors = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
-        return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return any(t.requires_grad for t in tensors)
 
     def _pack(self, factor: float) -> PackedWeight:
         if self.weight_scale is None:
@@ -108,20 +112,27 @@ class _Kept(NamedTuple):
 
     packed: PackedWeight
     stamp: Stamp
-    probe: Tensor
+    probe: Tensor  # a view of the weight, as long as the stamp is the same
+    values: Tensor  # that it had
 
     @classmethod
     def of(cls, weight: Tensor, packed: PackedWeight) -> _Kept:
-        return cls(packed, stamp((weight,)), probe(weight).clone())
+        some = probe(weight)
+        return cls(packed, stamp((weight,)), some, some.clone())
 
-    def fits(self, weight: Tensor) -> bool:
-        return self.stamp == stamp((weight,)) and torch.equal(probe(weight), self.probe)
+    def fits(self, weight: Tensor, factor: float) -> bool:
+        if type(self.packed) is BlockedWeight and self.packed.factor != factor:
+            return False
+        return self.stamp == stamp((weight,)) and torch.equal(self.probe, self.values)
+
+
+def _wanted() -> bool:
+    return forced_backend() in (None, "cpu")
 
 
 def _packs(weight: Tensor) -> bool:
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.is_contiguous()
-    wanted = forced_backend() in (None, "cpu")
-    if not (plain and wanted and weight.numel() > 0):
+    if not (plain and weight.numel() > 0):
         return False
     return (int8.why_not(weight.shape[1]) if weight.dtype is torch.int8 else why_not(weight.dtype)) is None
 

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import AltCLIPVisionConfig, CLIPVisionConfig
 from .base import normal_
-from .layers import LayerNorm, embedding
+from .layers import LayerNorm, Linear, embedding
 from .outputs import BaseModelOutputWithPooling
 from .rows import Rows, whole_rows
 from .tower import HiddenStates, Tower, init_pre_norm_layers, padded, pre_norm_layers
 
 
-class PatchEmbedding(nn.Module):
-    """The weight [hidden, channels, patch, patch] of a convolution whose stride is its size."""
+class PatchEmbedding(Linear):
+    """A linear map of patches; its weight is that of a convolution whose stride is its size."""
 
     def __init__(self, channels: int, hidden: int, patch: int) -> None:
-        super().__init__()
+        super().__init__(channels * patch * patch, hidden, bias=False)
         self.weight = nn.Parameter(torch.empty(hidden, channels, patch, patch))
 
 
@@ -110,14 +110,15 @@ class VisionTower(Tower):
     ) -> tuple[Tensor, Rows]:
         self._check(pixel_values, interpolate)
         assert pixel_values is not None
-        weight, positions = self.patch_embedding.weight, self.position_embedding.weight
+        positions = self.position_embedding.weight
         if pixel_values.dtype is not torch.uint8 and mean is None:
-            pixel_values = pixel_values.to(weight.dtype)
+            pixel_values = pixel_values.to(self.patch_embedding.weight.dtype)
         if interpolate:
             patch = self.config.patch_size
             positions = ops.interpolate_positions(
                 positions, pixel_values.shape[2] // patch, pixel_values.shape[3] // patch
             )
+        weight = self.patch_embedding.packed(pixel_values)
         x = ops.patch_embed(pixel_values, weight, self.class_embedding, positions, mean, std)
         rows = whole_rows(x.shape[0], x.shape[1], x.device, dense)
         return self.pre_norm(x).flatten(0, 1), rows

@@ -73,7 +73,7 @@ def same_device(op: str, name: str, value: Tensor, device: torch.device | None) 
 
 def shape(op: str, name: str, value: Tensor | None, *expected: int | None) -> None:
     """`value` (None passes) has this shape; None in `expected` stands for any size."""
-    if value is None:
+    if value is None or value.shape == expected:
         return
     if value.dim() != len(expected) or any(e not in (None, n) for n, e in zip(value.shape, expected, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)

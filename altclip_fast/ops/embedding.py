@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import op
-from . import checks
+from . import checks, packed
 
 
 def _check_patch(
@@ -76,14 +76,43 @@ def patch_embed(
     Raises:
         ValueError, TypeError: shapes, dtypes or devices do not fit.
     """
-    if mean is not None and std is not None:
-        x = pixels.to(torch.promote_types(weight.dtype, torch.float32))
-        x = x / 255 if pixels.dtype is torch.uint8 else x
-        shift, spread = (x.new_tensor(values)[:, None, None] for values in (mean, std))
-        pixels = (x - shift) / spread
-    patches = F.conv2d(pixels.to(weight.dtype), weight, stride=weight.shape[2:]).flatten(2).transpose(1, 2)
+    pixels = _normalised(pixels, weight.dtype, mean, std)
+    patches = F.conv2d(pixels, weight, stride=weight.shape[2:]).flatten(2).transpose(1, 2)
+    return _tokens(patches, class_embedding, position_embedding)
+
+
+def _normalised(
+    pixels: Tensor, dtype: torch.dtype, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Tensor:
+    if mean is None or std is None:
+        return pixels.to(dtype)
+    x = pixels.to(torch.promote_types(dtype, torch.float32))
+    x = x / 255 if pixels.dtype is torch.uint8 else x
+    shift, spread = (x.new_tensor(values)[:, None, None] for values in (mean, std))
+    return ((x - shift) / spread).to(dtype)
+
+
+def _tokens(patches: Tensor, class_embedding: Tensor, position_embedding: Tensor) -> Tensor:
     tokens = torch.cat([class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1), patches], dim=1)
     return tokens + position_embedding
+
+
+@patch_embed.backend("cpu", when=lambda _, weight, *__: packed.takes(weight))
+def _(
+    pixels: Tensor,
+    weight: Tensor,
+    class_embedding: Tensor,
+    position_embedding: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Tensor:
+    batch, channels, height, width = pixels.shape
+    patch = weight.shape[2:]
+    grid = height // patch[0], width // patch[1]
+    x = _normalised(pixels, weight.dtype, mean, std)[..., : grid[0] * patch[0], : grid[1] * patch[1]]
+    x = x.reshape(batch, channels, grid[0], patch[0], grid[1], patch[1]).permute(0, 2, 4, 1, 3, 5)
+    patches = packed.packed(weight).product(x.reshape(batch, grid[0] * grid[1], weight[0].numel()), None)
+    return _tokens(patches, class_embedding, position_embedding)
 
 
 def _triton_takes_patches(pixels: Tensor, weight: Tensor, *_: object) -> bool | str:

@@ -107,10 +107,7 @@ def _triton_takes_linear(
 def _cpu_takes(x: Tensor, *weights: Tensor) -> bool | str:
     if all(isinstance(w, int8.Int8Weight) for w in weights):
         return checks.kernel_dtype(x)
-    if (reason := packed.why_not(weights[0].dtype)) is not None:
-        return reason
-    ready = all(isinstance(w, packed.PackedWeight) for w in weights)
-    return ready or forced_backend() == "cpu" or "the weight is not packed (the models do that)"
+    return packed.takes(*weights)
 
 
 @linear.backend("cpu", when=lambda x, weight, *_: _cpu_takes(x, weight))

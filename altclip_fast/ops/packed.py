@@ -9,6 +9,7 @@ exactly out of oneDNN's silu: quick_gelu(z) = silu(1.702 z) / 1.702, so a blocke
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..dispatch import PLAIN
+from ..dispatch import PLAIN, forced_backend
 
 QUICK_GELU = 1.702
 
@@ -121,7 +122,7 @@ def form(weight: Tensor) -> type[PackedWeight]:
     """How this weight is packed, or would be."""
     if isinstance(weight, PackedWeight):
         return type(weight)
-    whole = weight.shape[1] * weight.element_size() % 4 == 0  # lanes of 32 bits
+    whole = math.prod(weight.shape[1:]) * weight.element_size() % 4 == 0  # lanes of 32 bits
     return PanelWeight if whole and weight.dtype in _own_dtypes() else BlockedWeight
 
 
@@ -129,11 +130,11 @@ def pack(weight: Tensor, factor: float = 1.0) -> PackedWeight:
     """Make the packed copy; the weight itself is shared, not copied.
 
     Args:
-        weight: [N, K], float32 or bfloat16, on the CPU.
+        weight: [N, K] or [N, ..] with K numbers each, float32 or bfloat16, on the CPU.
         factor: multiplied in, before the copy is rounded to the dtype.
     """
     kind = form(weight)
-    scaled = (weight.detach() if factor == 1.0 else weight.detach() * factor).contiguous()
+    scaled = (weight.detach() if factor == 1.0 else weight.detach() * factor).flatten(1).contiguous()
     packed = weight.detach().as_subclass(kind)
     if kind is PanelWeight:
         packed.blocked = native.kernels().pack_weight_cpu(scaled)
@@ -161,6 +162,14 @@ def why_not(dtype: torch.dtype) -> str | None:
     if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "this processor has no bfloat16 arithmetic"
     return None if dtype in (torch.float32, torch.bfloat16) else f"{dtype} is not packed, float32 and bfloat16 are"
+
+
+def takes(*weights: Tensor) -> bool | str:
+    """For `when=`: whether products with these weights run here; they are packed first where that is forced."""
+    if (reason := why_not(weights[0].dtype)) is not None:
+        return reason
+    ready = all(isinstance(w, PackedWeight) for w in weights)
+    return ready or forced_backend() == "cpu" or "the weight is not packed (the models do that)"
 
 
 def packed(weight: Tensor, factor: float = 1.0) -> PackedWeight:

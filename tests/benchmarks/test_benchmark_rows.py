@@ -104,6 +104,23 @@ def test_ladder_table():
     assert "| + packed | float32 | 30 | 3.00 x | 25% | 1.000000 |" in report.tables(found[::-1])
 
 
+@pytest.mark.parametrize("work, line", [
+    ("photos", "| vit-l-14 | 6 files | float32 | 20 | 30 (0.67 x) | 10 (2.00 x) |"),
+    ("first", "| vit-l-14 | 6 files | float32 | 0.3 | 0.6 (0.50 x) |"),
+    ("memory", "| vit-l-14 | 6 files | float32 | 3 | 6 (0.50 x) |"),
+])  # fmt: skip
+def test_tables_of_what_users_see(work, line):
+    times = {"altclip_fast": 0.3, "the tower alone": 0.2, "transformers-sdpa": 0.6}
+    found = [
+        make_row(work=work, system=name, shape="6 files", times=[t], peak_memory=int(t * 10 * 2**30))
+        for name, t in times.items()
+    ]
+    shown = report.tables(found)
+    assert line in shown.splitlines() and "Inputs a second" not in shown
+    old = [dataclasses.replace(row, run="r0", date="2025", throughput=1.0, median=9.0) for row in found]
+    assert report.tables([*old, *found]) == shown
+
+
 def test_a_stale_readme_is_found(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")

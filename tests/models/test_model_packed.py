@@ -138,3 +138,11 @@ def test_models_are_those_of_transformers_packed_or_not(name):
                 assert_same(found.ours(**inputs), theirs, inputs["attention_mask"])
         with torch.inference_mode():
             assert_same(found.ours(**inputs), theirs, inputs["attention_mask"])
+
+
+def test_patches_are_a_packed_product():
+    tower = pair("CLIPVisionModel").copy().ours.eval()
+    assert not tower.patch_embedding.packed_now
+    with torch.no_grad():
+        tower(**inputs_for(tower))
+    assert tower.patch_embedding.packed_now and tower.patch_embedding.weight.dim() == 4
