@@ -2,8 +2,8 @@
 for those of oneDNN.
 
 Either is about twice as fast in float32 as `F.linear`, which does not reach oneDNN there. Our own run where there is
-AVX-512, but for bfloat16 where there is AMX, too; with AVX2 they were 0.91 to 0.95 as fast as oneDNN's. quick_gelu comes
-exactly out of oneDNN's silu: quick_gelu(z) = silu(1.702 z) / 1.702, so a blocked weight may carry a factor.
+AVX-512, but for bfloat16 where there is AMX, too; with AVX2 they were 0.91 to 0.95 as fast as oneDNN's. There
+quick_gelu comes exactly out of silu: quick_gelu(z) = silu(1.702 z) / 1.702, so a blocked weight may carry a factor.
 """
 
 from __future__ import annotations
