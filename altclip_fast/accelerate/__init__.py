@@ -23,6 +23,7 @@ from .. import ops
 from ..config_rules import parse_dtype
 from ..dispatch import PREFERENCE
 from ..models.layers import Linear
+from ..quantization import check_quantization
 from ..report import Table
 
 OLDEST, NEWEST = (5, 6), (5, 23)  # releases of transformers that are tested
@@ -78,7 +79,8 @@ def accelerate(
             or any module that contains one, with or without its weights (on the meta device).
         backend: forced for the towers' operators, as by `use_backend`.
         dtype: the parameters are converted first, as by `model.to(dtype)`; `revert` does not undo that.
-        quantization: None; quantised weights are not supported yet.
+        quantization: "int8" computes the linears of the encoders with 8-bit numbers, on the CPU, in calls that record
+            no gradients; the parameters stay what they are. None does not.
 
     Returns:
         The same object. Accelerating again replaces the options.
@@ -91,20 +93,29 @@ def accelerate(
     _check(model, "accelerate")
     if backend is not None and backend not in PREFERENCE:
         raise ValueError(f"backend is {backend!r}; choose one of {', '.join(PREFERENCE)} or None")
-    if quantization is not None:
-        raise ValueError(f"quantization {quantization!r} is not supported; pass None")
+    check_quantization(quantization)
     wanted = parse_dtype("dtype", dtype)
-    found = [found for module in model.modules() for found in stand_ins(module, backend)]
+    found = [found for module in model.modules() for found in stand_ins(module, backend, quantization is not None)]
     if not any(isinstance(fused, FusedEncoder) for fused in found):
         raise ValueError(
             f"there is nothing to accelerate in this {type(model).__name__}: "
             f"it contains no {' and no '.join(kind.__name__ for kind in LAYOUTS)} of transformers"
         )
+    if quantization is not None:
+        _check_int8(found)
     if wanted is not None:
         model.to(wanted)
     for fused in found:
         setattr(fused.module, fused.method, fused)
     return model
+
+
+def _check_int8(found: list[Fused]) -> None:
+    for fused in found:
+        if not isinstance(fused, FusedEncoder) or fused.stack.device.type == "meta":
+            continue
+        if (reason := fused.stack.why_not_int8()) is not None:
+            raise ValueError(reason)
 
 
 def revert(model: Module) -> Module:

@@ -60,9 +60,18 @@ class Fused:
 
 
 class FusedEncoder(Fused):
-    """All layers of an encoder, for every row of the batch."""
+    """All layers of an encoder, for every row of the batch.
+
+    Args:
+        module, backend: as of `Fused`.
+        int8: its linears multiply 8-bit numbers, in calls that record no gradients.
+    """
 
     _stack: Stack | None = None
+
+    def __init__(self, module: Any, backend: str | None, int8: bool = False) -> None:
+        super().__init__(module, backend)
+        self.int8 = int8
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stack": None}
@@ -71,13 +80,13 @@ class FusedEncoder(Fused):
     def stack(self) -> Stack:
         """Our layers over the encoder as it was when `why_not` was asked last."""
         if self._stack is None:
-            self._stack = Stack(self.module)
+            self._stack = Stack(self.module, self.int8)
         return self._stack
 
     def _refresh(self) -> None:
         """Build the layers again where modules have changed; training keeps no packed copies."""
         if not self.stack.fits():
-            self._stack = Stack(self.module)
+            self._stack = Stack(self.module, self.int8)
         if self.module.training:
             self.stack.release()
 
@@ -369,14 +378,14 @@ TOWERS: dict[type[nn.Module], type[FusedTower]] = {
 }
 
 
-def stand_ins(module: nn.Module, backend: str | None) -> Iterator[Fused]:
+def stand_ins(module: nn.Module, backend: str | None, int8: bool) -> Iterator[Fused]:
     """What can stand in for methods of this module, or of its towers where it compares images and texts.
 
     A forward that somebody else has put in stays.
     """
     found: list[Fused] = []
     if type(module) in LAYOUTS:
-        found.append(FusedEncoder(module, backend))
+        found.append(FusedEncoder(module, backend, int8))
     if isinstance(module, clip.CLIPModel | altclip.AltCLIPModel):
         towers = (module.text_model, module.vision_model)
         found += [TOWERS[type(tower)](tower, backend) for tower in towers if type(tower) in TOWERS]

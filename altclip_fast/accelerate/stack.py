@@ -19,6 +19,7 @@ from transformers.models.clip import modeling_clip as clip
 from transformers.utils import output_capturing
 
 from ..models.layers import Linear, PostNormLayer, PreNormLayer
+from ..ops.int8 import why_not
 
 
 class Layout(NamedTuple):
@@ -120,6 +121,7 @@ class Stack:
 
     Args:
         encoder: an instance of a class in `LAYOUTS`.
+        int8: the packed copies of its linears are of 8-bit numbers.
 
     Attributes:
         layers: to be called one after the other, always in evaluation mode.
@@ -128,7 +130,7 @@ class Stack:
         refusal: why there are no layers, or None.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, int8: bool = False) -> None:
         self.layers: list[PreNormLayer | PostNormLayer] = []
         self.theirs: list[nn.Module] = []
         self.as_is: dict[str, nn.Module] = {}
@@ -151,6 +153,9 @@ class Stack:
         except _Refusal as reason:
             self.refusal = str(reason)
         self._built_for = self.kind
+        self._int8 = int8
+        for linear in self._linears:
+            linear.packs_int8 = int8
 
     def fits(self) -> bool:
         """The encoder's modules are still what this was built from, in the same dtype and place."""
@@ -174,9 +179,18 @@ class Stack:
             return "its parameters have several dtypes or devices"
         if self.device.type == "meta":
             return "its parameters are on the meta device"
+        if self._int8 and (reason := self.why_not_int8()) is not None:
+            return reason
         if torch.is_autocast_enabled(self.device.type):
             return "autocast is on, and chooses the dtypes of transformers' operations"
         return None
+
+    def why_not_int8(self) -> str | None:
+        """Why the linears cannot multiply 8-bit numbers here, or None."""
+        if self.device.type != "cpu":
+            return f"quantization='int8' runs on the CPU, and its parameters are on {self.device}"
+        reasons = (why_not(linear.in_features) for linear in self._linears)
+        return next((f"quantization='int8' cannot be used: {reason}" for reason in reasons if reason), None)
 
     @property
     def kind(self) -> tuple[torch.dtype, torch.device] | None:

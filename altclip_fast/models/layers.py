@@ -40,9 +40,11 @@ class Linear(nn.Linear):
 
     After `use_int8` the weight holds 8-bit numbers, and `weight_scale` [out_features] what each of their rows is
     multiplied by. Where the kernel cannot run (gradients, a compiler, another backend) they are turned into floats.
+    With `packs_int8` the weight stays what it is, and its packed copy is of such numbers.
     """
 
     weight_scale: Tensor | None
+    packs_int8 = False
 
     def reset_parameters(self) -> None:
         self._kept: _Kept | None = None
@@ -67,9 +69,9 @@ class Linear(nn.Linear):
         plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or self._records(x) or not _wanted()
         if not plain and kept is not None and kept.fits(weight, factor):
             return kept.packed
-        if plain or not _packs(weight):
+        if plain or not self._can_pack():
             return weight if scale is None else (weight * scale[:, None]).to(x.dtype)
-        if scale is not None or form(weight) is not BlockedWeight:
+        if scale is not None or self.packs_int8 or form(weight) is not BlockedWeight:
             factor = 1.0  # the epilogue of our own products has the activations themselves
         self._kept = kept = _Kept.of(weight, self._pack(factor))  # another thread may drop it
         return kept.packed
@@ -81,10 +83,20 @@ class Linear(nn.Linear):
         tensors = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
         return any(t.requires_grad for t in tensors)
 
+    def _can_pack(self) -> bool:
+        weight = self.weight
+        if not (type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.is_contiguous()):
+            return False
+        eight_bit = self.packs_int8 or weight.dtype is torch.int8
+        reason = int8.why_not(weight.shape[1]) if eight_bit else why_not(weight.dtype)
+        return weight.numel() > 0 and reason is None
+
     def _pack(self, factor: float) -> PackedWeight:
-        if self.weight_scale is None:
-            return pack(self.weight, factor)
-        return int8.pack_int8(self.weight, self.weight_scale)
+        if self.weight_scale is not None:
+            return int8.pack_int8(self.weight, self.weight_scale)
+        if self.packs_int8:
+            return int8.pack_int8(*int8.quantize_weight(self.weight))
+        return pack(self.weight, factor)
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -128,13 +140,6 @@ class _Kept(NamedTuple):
 
 def _wanted() -> bool:
     return forced_backend() in (None, "cpu")
-
-
-def _packs(weight: Tensor) -> bool:
-    plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.is_contiguous()
-    if not (plain and weight.numel() > 0):
-        return False
-    return (int8.why_not(weight.shape[1]) if weight.dtype is torch.int8 else why_not(weight.dtype)) is None
 
 
 def affine(layer: nn.Module, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
