@@ -87,13 +87,16 @@ def accelerate(
 
     Raises:
         TypeError: it is not a module.
-        ValueError: nothing in it can be accelerated, or an option is not one of those allowed.
+        ValueError: nothing in it can be accelerated, an option is not one of those allowed, or 8-bit linears cannot
+            run here.
         ImportError: transformers is absent, or of another version.
     """
     _check(model, "accelerate")
     if backend is not None and backend not in PREFERENCE:
         raise ValueError(f"backend is {backend!r}; choose one of {', '.join(PREFERENCE)} or None")
     check_quantization(quantization)
+    if quantization is not None and backend not in (None, "cpu"):
+        raise ValueError(f"quantization is {quantization!r} and backend {backend!r}; 8-bit linears run on 'cpu' only")
     wanted = parse_dtype("dtype", dtype)
     found = [found for module in model.modules() for found in stand_ins(module, backend, quantization is not None)]
     if not any(isinstance(fused, FusedEncoder) for fused in found):

@@ -387,6 +387,7 @@ def test_errors(make):
     for options, message in (
         ({"backend": "gpu"}, "backend is 'gpu'"),
         ({"quantization": "int3"}, "quantization is 'int3'"),
+        ({"quantization": "int8", "backend": "triton"}, "backend 'triton'; 8-bit linears run on 'cpu'"),
         ({"dtype": "int8"}, "dtype"),
     ):
         with pytest.raises(ValueError, match=message):
