@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from altclip_fast.dispatch import use_backend
 
 from . import harness, models, photos, whole
-from .harness import GIB, Entry, Limits, Outcome
+from .harness import GIB, Limits, Outcome
 from .photos import Photos
 from .systems import FLOATS, OURS, Embed, Running, System, Unavailable, own_model, package, transformers_model
 from .workloads import CHECKED, Cost, Job
@@ -58,11 +58,7 @@ def _run(options: argparse.Namespace) -> int:
 def measure(work: str, job: Job, limits: Limits, tell: Callable[[str], None], subject: str) -> Outcome:
     """The systems of a work that compute in the job's dtype, interleaved."""
     systems = WORKS[work].systems
-    entries = [
-        Entry(name, system.start, job.dtype)
-        for name, system in systems.items()
-        if job.dtype in system.dtypes and name not in photos.JUDGES
-    ]
+    entries = models.entries([name for name in systems if name not in photos.JUDGES], job.dtype, systems)
     found = harness.run(entries, job, limits, tell, kind="model", subject=subject, systems=systems)
     if work == "first":  # the process that was watched starts another one
         found.rows = [replace(row, peak_memory=None) for row in found.rows]

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from . import harness, rows
 from .harness import GIB, Entry, Limits, Outcome
 from .rows import RESULTS
-from .systems import SYSTEMS
+from .systems import SYSTEMS, System
 from .workloads import SIZES, WORKS, Job, checkpoint
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -89,9 +89,9 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def entries(systems: list[str], dtype: str) -> list[Entry]:
-    """The systems that compute in a dtype."""
-    return [Entry(name, SYSTEMS[name].start, dtype) for name in systems if dtype in SYSTEMS[name].dtypes]
+def entries(names: Iterable[str], dtype: str, systems: Mapping[str, System] = SYSTEMS) -> list[Entry]:
+    """Those of the systems that compute in a dtype."""
+    return [Entry(name, systems[name].start, dtype) for name in names if dtype in systems[name].dtypes]
 
 
 def limits(options: argparse.Namespace) -> Limits:

@@ -24,7 +24,7 @@ from altclip_fast.dispatch import use_backend
 from altclip_fast.encoder import Encoder
 
 from . import harness, models, whole
-from .harness import Entry, Outcome
+from .harness import Outcome
 from .systems import FLOATS, OURS, Running, System, embedding, own_model, package, transformers_model
 from .workloads import CHECKED, Cost, Job
 
@@ -64,7 +64,7 @@ def measure(
     systems: Sequence[str], job: Photos, limits: harness.Limits, tell: Callable[[str], None], subject: str
 ) -> Outcome:
     """Those of the systems of `SYSTEMS` that compute in the job's dtype, interleaved."""
-    entries = [Entry(name, SYSTEMS[name].start, job.dtype) for name in systems if job.dtype in SYSTEMS[name].dtypes]
+    entries = models.entries(systems, job.dtype, SYSTEMS)
     return harness.run(entries, job, limits, tell, kind="model", subject=subject, systems=SYSTEMS)
 
 

@@ -28,7 +28,7 @@ from altclip_fast.encoder import Encoder
 from altclip_fast.pipelines import TASK, pipeline
 
 from . import harness, models, whole
-from .harness import Entry, Outcome
+from .harness import Outcome
 from .systems import OURS, Running, System, accelerated, compiled, own_model, package, transformers_model
 from .workloads import Cost, Job, layers
 
@@ -83,7 +83,7 @@ def measure(
     systems: Sequence[str], job: ZeroShot, limits: harness.Limits, tell: Callable[[str], None], subject: str
 ) -> Outcome:
     """Systems of `SYSTEMS`, interleaved; their scores are judged as embeddings are."""
-    entries = [Entry(name, SYSTEMS[name].start, job.dtype) for name in systems]
+    entries = models.entries(systems, job.dtype, SYSTEMS)
     return harness.run(entries, job, limits, tell, kind="model", subject=subject, systems=SYSTEMS)
 
 
