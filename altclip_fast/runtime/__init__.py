@@ -55,11 +55,12 @@ class Runtime:
 
     Graphs run where they can: not while gradients are recorded (so call it in `torch.inference_mode()`), under
     autocast, in training mode, in a caller's own capture, or where a module has hooks, which would not see the call.
+    Parameters that change are noticed; after another change of the model, as of a norm's `eps`, call `release`.
 
     Args:
         model: `AltCLIPModel` or `CLIPModel`.
         mode: "graphs" or "eager"; None takes graphs on a CUDA device and eager elsewhere.
-        budget: bytes of GPU memory that the graphs may hold; beyond it they are dropped, and made again when used.
+        budget: bytes of GPU memory that the graphs may hold; beyond it the least recently used ones are dropped.
         recorder: stands in for CUDA graphs, in tests.
 
     Raises:

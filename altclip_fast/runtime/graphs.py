@@ -4,9 +4,10 @@ A graph reads its input, the parameters and its own scratch memory at the addres
 So it is used only while the model's stamp is the same; calls take turns, from the copy of the input to the copy of the
 output; and what comes out is a copy.
 
-All graphs of a device share one pool of memory and one stream, and are dropped together, once they hold more than the
-budget. A pool gives its memory back only as a whole; and torch drops the cuBLAS workspace of a stream together with any
-graph that was recorded on it (from 2.12 on, pytorch#193402), which the others still read.
+All graphs of a device share one pool of memory and one stream. Once they hold more than the budget, the least recently
+used ones are dropped, and the others move to a new pool: each is recorded there when it comes next. For a pool gives
+its memory back only as a whole; and torch drops the cuBLAS workspace of a stream together with any graph that was
+recorded on it (from 2.12 on, pytorch#193402), which the others still read.
 """
 
 from __future__ import annotations
@@ -112,8 +113,9 @@ class Graphs:
             if key not in self._seen:
                 self._seen.add(key)
                 return compute(given.to(self.recorder.device, non_blocking=True))[:rows]
-            graph = self._kept.get(key) or self._record(key, compute, given, size)
-            self._stamps[key[0]] = stamp  # last: recording may have dropped all graphs, and their stamps
+            graph = self._kept.pop(key, None) or self._record(key, compute, given, size)
+            self._kept[key] = graph  # the last is the most recently used
+            self._stamps[key[0]] = stamp  # here: recording may have dropped all stamps
             return self._replay(graph, given, rows)
 
     def _replay(self, graph: Graph, given: Tensor, rows: int) -> Tensor:
@@ -132,16 +134,21 @@ class Graphs:
             "The encoder's warmup() does it ahead; runtime='eager' does without",
         )
         if self.bytes() > self._budget:
-            self.release()
+            self._drop_least_recently_used()
         x = torch.zeros(size, *given.shape[1:], dtype=given.dtype, device=self.recorder.device)
         x[: len(given)] = given
         try:
-            graph = self._kept[key] = Graph(x, *self.recorder.record(lambda: compute(x)))
+            return Graph(x, *self.recorder.record(lambda: compute(x)))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise RecordingError(f"{key[0]}: {error}") from error
-        return graph
+
+    def _drop_least_recently_used(self) -> None:
+        """One half of the graphs, which have to come twice again; the others are recorded when they come next."""
+        order = list(self._kept)
+        self._seen -= set(order[: (len(order) + 1) // 2])
+        self.release()
 
     def bytes(self) -> int:
         """Memory that the graphs hold."""
@@ -150,7 +157,7 @@ class Graphs:
             return held + sum(graph.input.nbytes for graph in self._kept.values())
 
     def kept(self) -> dict[Key, Graph]:
-        """The graphs by key, oldest first."""
+        """The graphs by key, the most recently used one last."""
         with self._lock:
             return dict(self._kept)
 

@@ -67,7 +67,7 @@ def test_another_stamp_drops_all(graphs, recorders):
     assert recorders.recordings == 4 and len(graphs.kept()) == 2
 
 
-def test_beyond_the_budget_all_are_dropped(recorders):
+def test_the_budget_holds(recorders):
     recorders.options["size"] = 400
     graphs = Graphs(recorders, budget=1000)
     for bucket in range(1, 8):
@@ -75,6 +75,22 @@ def test_beyond_the_budget_all_are_dropped(recorders):
             run(graphs, torch.ones(1, 2), key=("image", bucket), size=bucket)
         assert graphs.bytes() <= 1000 + 500
     assert len(recorders) > 1 and recorders[0].waits == 1
+
+
+def test_beyond_the_budget_the_least_recently_used_are_dropped(recorders):
+    recorders.options["size"] = 400
+    graphs = Graphs(recorders, budget=1500)
+
+    def used(*buckets):
+        for bucket in buckets:
+            run(graphs, torch.ones(1, 2), key=("image", bucket), size=1)
+        return [bucket for _, bucket in graphs.kept()]
+
+    assert used(1, 2, 3, 4, 1, 2, 3, 4, 2, 1) == [3, 4, 2, 1]  # full
+    assert used(5, 5) == [5] and len(recorders) == 2 and recorders[0].waits == 1
+    assert used(1, 2) == [5, 1, 2]  # moved: no need to come twice
+    assert used(3, 4) == [5, 1, 2]  # dropped: this counts as the first time
+    assert used(4) == [5, 1, 2, 4]
 
 
 def test_another_stamp_is_seen_after_the_budget_was_spent(recorders):
