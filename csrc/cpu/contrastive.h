@@ -123,11 +123,13 @@ inline void pack_rows(const Table& x, int64_t dim, Dtype dtype, float scale, boo
 
 // tile[r * PANEL + c] = the product of R packed rows of a and C rows of b; squares[c] = that of row c with itself, if
 // wanted. Lane by lane and then in one tree, so that a score has the same bits in any company. The next rows of b are
-// fetched meanwhile. Not inlined: the loop needs all registers.
+// fetched meanwhile, but for floats one row at a time: there the hardware alone is faster. Not inlined: the loop needs
+// all registers.
 template <class Unit, int R, int C, bool SQUARES>
 __attribute__((noinline)) void multiply_rows(const float* a, int64_t a_row, const typename Unit::Element* b,
                                              int64_t b_row, int64_t dim, float* tile, float* squares) {
   constexpr int SUMS = (R + SQUARES) * C;
+  constexpr bool FETCH = C > 1 || Unit::ELEMENTS > 1;
   Vector sums[(SUMS + 3) / 4 * 4] = {};
   auto add = [&](int64_t i, auto words) __attribute__((always_inline)) {
     Vector right[C];
@@ -142,7 +144,7 @@ __attribute__((noinline)) void multiply_rows(const float* a, int64_t a_row, cons
   if (full < words_of<Unit>(dim)) add(full, [&](const auto* row) { return words_at<Unit>(row, full, dim); });
   for (int64_t i = 0; i < full; i += VL)
     add(i, [&](const auto* row) {
-      __builtin_prefetch(row + COLUMNS * b_row + i * Unit::ELEMENTS);
+      if (FETCH) __builtin_prefetch(row + COLUMNS * b_row + i * Unit::ELEMENTS);
       return Unit::words(row + i * Unit::ELEMENTS);
     });
 #pragma GCC unroll 8
@@ -381,7 +383,7 @@ inline void add_gradients(const Scores& s, const Gradients& g, const Part& part)
       for (int64_t d = 0; d < dim; d += PANEL) {
         for (int64_t c = 0; c < columns; c += ROWS)
           tile_rows<Format>(least(ROWS, columns - c), of_columns + c, 1, PANEL, g.panels + d * block_rows / ELEMENTS,
-                            over(s.rows, ELEMENTS), [&](int r, int v, Vector x) {
+                            over(s.rows, ELEMENTS), nothing(of_columns), [&](int r, int v, Vector x) {
             float* place = g.columns + (column + c + r) * s.dim + d + v * VL;
             const int64_t left = s.dim - d - v * VL;
             if (left >= VL) store(place, load(place) + x);
@@ -390,7 +392,7 @@ inline void add_gradients(const Scores& s, const Gradients& g, const Part& part)
           });
         for (int64_t r = 0; r < block_rows; r += ROWS)
           tile_rows<Format>(ROWS, of_rows + r * LANES, LANES, 1, panels + d * LANES, over(columns, ELEMENTS),
-                            [&](int i, int v, Vector x) {
+                            nothing(of_rows), [&](int i, int v, Vector x) {
             Vector* place = (Vector*)(g.rows + d * block_rows + (r + i) * PANEL + v * VL);
             *place += x;
           });

@@ -179,15 +179,23 @@ inline void pack_transposed(const View<T>& x, typename F::Lane* packed, int64_t 
   }
 }
 
+// What a tile fetches into the L2 meanwhile, for one that comes later: so many bytes at each step.
+struct Ahead {
+  const char* from;
+  int64_t bytes;
+};
+inline Ahead nothing(const void* at_hand) { return {(const char*)at_hand, 0}; }
+
 // finish(r, c, sum over i of left[r * row + i * step] * right[i][c]) for R rows and WIDE vectors. A sum is made in the
 // order of i whatever R is: a row has the same bits in any company. Not inlined: the loop needs all registers.
 template <class F, int R, int WIDE, class Finish>
 __attribute__((noinline)) void tile(const typename F::Lane* left, int64_t row, int64_t step,
-                                    const typename F::Lanes* right, int64_t depth, const Finish& finish) {
+                                    const typename F::Lanes* right, int64_t depth, Ahead ahead, const Finish& finish) {
   typename F::Total total[R][WIDE] = {};
   for (int64_t i = 0; i < depth; i++, right += WIDE) {
     if (F::AHEAD)
       for (int c = 0; c < WIDE; c++) __builtin_prefetch(right + F::AHEAD * WIDE + c);
+    __builtin_prefetch(ahead.from + i * ahead.bytes, 0, 2);
     for (int r = 0; r < R; r++)
       for (int c = 0; c < WIDE; c++) total[r][c] = F::add(total[r][c], left[r * row + i * step], right[c]);
   }
@@ -201,17 +209,18 @@ __attribute__((noinline)) void tile(const typename F::Lane* left, int64_t row, i
 template <class F, int WIDE = COLUMNS, class Finish>
 inline void tile_of(int64_t wide, const typename F::Lane* left, int64_t row, const typename F::Lane* right,
                     int64_t depth, const Finish& finish) {
-  if (WIDE == 1 || wide == WIDE) tile<F, ROWS, WIDE>(left, row, 1, (const typename F::Lanes*)right, depth, finish);
+  if (WIDE == 1 || wide == WIDE)
+    tile<F, ROWS, WIDE>(left, row, 1, (const typename F::Lanes*)right, depth, nothing(left), finish);
   else if constexpr (WIDE > 1) tile_of<F, WIDE - 1>(wide, left, row, right, depth, finish);
 }
 
 // The same for `rows` rows, 1 to R, known when it runs, and COLUMNS vectors.
 template <class F, int R = ROWS, class Finish>
 inline void tile_rows(int64_t rows, const void* left, int64_t row, int64_t step, const void* right, int64_t depth,
-                      const Finish& finish) {
+                      Ahead ahead, const Finish& finish) {
   if (R == 1 || rows == R)
-    tile<F, R, COLUMNS>((const typename F::Lane*)left, row, step, (const typename F::Lanes*)right, depth, finish);
-  else if constexpr (R > 1) tile_rows<F, R - 1>(rows, left, row, step, right, depth, finish);
+    tile<F, R, COLUMNS>((const typename F::Lane*)left, row, step, (const typename F::Lanes*)right, depth, ahead, finish);
+  else if constexpr (R > 1) tile_rows<F, R - 1>(rows, left, row, step, right, depth, ahead, finish);
 }
 
 // finish(r, column, VL values) of ROWS rows times a right operand of that many columns. Of its `packed_depth` the first
