@@ -23,7 +23,7 @@ import importlib.util
 import inspect
 import os
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -116,15 +116,16 @@ class Backend:
         """Why this backend does not take these inputs, or None if it does."""
         if self.name == "reference":
             return None
-        if (reason := _missing(self.name) or _misplaced(self.name, args)) is not None:
+        device = _device(args)
+        if (reason := _missing(self.name) or _misplaced(self.name, device)) is not None:
             return reason
-        if _autocasting(args):
+        if _autocasting(device):
             return "autocast is on, and chooses the dtypes of the reference"
         if torch.jit.is_tracing():
             return "a trace is of the reference: a kernel may keep what it has read from the values"
         if self.backward is None and _forced.get() != self.name and _records(args):
             return "gradients are asked for, and without a backward of its own the reference would run again for them"
-        if self.name == "cuda" and _forced.get() != "cuda" and (reason := _unverified(self.op, args)) is not None:
+        if self.name == "cuda" and _forced.get() != "cuda" and (reason := _unverified(self.op, device)) is not None:
             return reason
         answer = True if self.when is None else self.when(*args)
         if answer is True:
@@ -132,9 +133,16 @@ class Backend:
         return answer if isinstance(answer, str) else "these inputs are outside of what it covers"
 
 
-def _misplaced(backend: str, args: tuple) -> str | None:
-    """Why `backend` cannot run where these tensors are, or None. The interpreter is slow: it has to be asked for."""
-    device = next((a.device for a in args if isinstance(a, Tensor)), None)
+def _device(args: Iterable[Any]) -> torch.device | None:
+    """Of the tensors: the checks have seen that it is one."""
+    for value in args:
+        if isinstance(value, Tensor):
+            return value.device
+    return None
+
+
+def _misplaced(backend: str, device: torch.device | None) -> str | None:
+    """Why `backend` cannot run there, or None. The interpreter is slow: it has to be asked for."""
     kind = device.type if device is not None else "cpu" if backend == "cpu" else "cuda"
     if backend == "cpu":
         return None if kind == "cpu" else f"the tensors are on {kind}, not on the CPU"
@@ -156,9 +164,8 @@ def _too_old(device: torch.device) -> str | None:
     return reason
 
 
-def _unverified(op: str, args: tuple) -> str | None:
-    """Why the CUDA kernel of `op` has to be asked for where these tensors are, or None: evidence before default."""
-    device = next((a.device for a in args if isinstance(a, Tensor)), None)
+def _unverified(op: str, device: torch.device | None) -> str | None:
+    """Why the CUDA kernel of `op` has to be asked for there, or None: evidence before default."""
     if device is None or device.type != "cuda":
         return None
     major, minor = torch.cuda.get_device_capability(device)
@@ -171,8 +178,8 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _autocasting(args: tuple) -> bool:
-    return any(torch.is_autocast_enabled(a.device.type) for a in args if isinstance(a, Tensor))
+def _autocasting(device: torch.device | None) -> bool:
+    return device is not None and torch.is_autocast_enabled(device.type)
 
 
 class Op:
@@ -188,13 +195,14 @@ class Op:
         self.signature = inspect.signature(reference)
         self._parameters = tuple(self.signature.parameters)
         self._defaults = tuple(p.default for p in self.signature.parameters.values())
+        self._required = self._defaults.count(inspect.Parameter.empty)
         self._backends = {"reference": Backend("reference", reference)}
         self._order = tuple(self._backends.values())
         self.registered, self._registered_backward = _register(self, f"{namespace}::{self.name}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            if _autocasting((*args, *kwargs.values())):
+            if _autocasting(_device((*args, *kwargs.values()))):
                 return self.reference(*args, **kwargs)  # inline: the compiled code runs with autocast off
             return self.registered(*args, **kwargs)
         args = self._bind(args, kwargs)
@@ -258,8 +266,8 @@ class Op:
     def _bind(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
         """The arguments in the reference's order, defaults filled in."""
         given = len(args)
-        if not kwargs and given == len(self._parameters):
-            return args
+        if not kwargs and self._required <= given <= len(self._parameters):
+            return args + self._defaults[given:]
         rest = tuple(kwargs.get(p, d) for p, d in zip(self._parameters[given:], self._defaults[given:], strict=True))
         if (
             inspect.Parameter.empty in rest
@@ -417,7 +425,7 @@ def backends() -> Table:
     for operator in OPS.values():
         reasons = {name: _missing(name) for name in operator.backends}
         if "cuda" in reasons and reasons["cuda"] is None and torch.cuda.is_available():
-            reasons["cuda"] = _unverified(operator.name, (torch.empty(0, device="cuda"),))
+            reasons["cuda"] = _unverified(operator.name, torch.device("cuda", torch.cuda.current_device()))
         forced = forced_backend()
         runs = forced if forced in reasons else next(name for name, why in reasons.items() if why is None)
         absent = {name: "not implemented for this op" for name in PREFERENCE if name not in reasons}

@@ -32,7 +32,6 @@ def _check(
     scale: float | None,
 ) -> None:
     checks.tensors("attention", q=q, k=k, v=v)
-    checks.one_dtype("attention", q=q, k=k, v=v)
     checks.integers("attention", q.device, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     checks.shape("attention", "q", q, None, None, None)
     checks.shape("attention", "k", k, None, q.shape[1], q.shape[2])
@@ -49,7 +48,6 @@ def _check(
 
 def _check_padded(q: Tensor, k: Tensor, mask: Tensor | None, name: str) -> None:
     checks.tensors(name, q=q, k=k)
-    checks.one_dtype(name, q=q, k=k)
     checks.shape(name, "q", q, None, None, None, None)
     checks.shape(name, "k", k, q.shape[0], None, q.shape[2], q.shape[3])
     if mask is None:
@@ -66,7 +64,6 @@ def _check_padded(q: Tensor, k: Tensor, mask: Tensor | None, name: str) -> None:
 def _check_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> None:
     _check_padded(q, k, mask, "masked_attention")
     checks.tensors("masked_attention", q=q, v=v)
-    checks.one_dtype("masked_attention", q=q, v=v)
     checks.shape("masked_attention", "v", v, k.shape[0], k.shape[1], k.shape[2], None)
 
 

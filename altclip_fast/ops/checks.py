@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,41 +22,39 @@ def kernel_dtype(x: Tensor) -> bool | str:
     return x.dtype in (torch.float32, torch.bfloat16, torch.float16) or f"there is no kernel for {x.dtype}"
 
 
-def given(**arguments: Any) -> dict[str, Any]:
-    """The optional arguments that are there."""
-    return {name: value for name, value in arguments.items() if value is not None}
+def tensors(op: str, optional: Collection[str] = (), *, one_dtype: bool = True, **arguments: Any) -> None:
+    """All are tensors of one floating dtype, on one device. Autocast, where it is on, sees to the one dtype itself.
 
-
-def tensors(op: str, **arguments: Any) -> None:
-    """All are tensors of a floating dtype, on one device."""
-    device = None
+    Args:
+        optional: the names of those that may be None.
+    """
+    first, dtype, device = "", None, None
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
+            if value is None and name in optional:
+                continue
             raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"{op}: {name} is {describe(value)}; a floating dtype is needed")
         device = same_device(op, name, value, device)
+        if dtype is None:
+            first, dtype = name, value.dtype
+        elif one_dtype and value.dtype is not dtype and not torch.is_autocast_enabled(device.type):
+            raise TypeError(
+                f"{op}: {name} is {describe(value)} and {first} is {describe(arguments[first])}; one dtype is needed"
+            )
 
 
-def integers(op: str, device: torch.device, **arguments: Any) -> None:
-    """All are tensors of int32 or int64, on `device`."""
+def integers(op: str, device: torch.device, optional: Collection[str] = (), **arguments: Any) -> None:
+    """All are tensors of int32 or int64, on `device`, or are None and `optional`."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
+            if value is None and name in optional:
+                continue
             raise TypeError(f"{op}: {name} must be a Tensor, not {type(value).__name__}")
         if value.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{op}: {name} is {describe(value)}; int32 or int64 is needed")
         same_device(op, name, value, device)
-
-
-def one_dtype(op: str, **arguments: Tensor) -> None:
-    """All have the dtype of the first; autocast, where it is on, sees to that itself."""
-    first, *others = arguments
-    value = arguments[first]
-    for name in others:
-        if arguments[name].dtype != value.dtype and not torch.is_autocast_enabled(value.device.type):
-            raise TypeError(
-                f"{op}: {name} is {describe(arguments[name])} and {first} is {describe(value)}; one dtype is needed"
-            )
 
 
 def rows(op: str, name: str, value: Tensor) -> None:
@@ -73,8 +72,8 @@ def same_device(op: str, name: str, value: Tensor, device: torch.device | None) 
 
 def shape(op: str, name: str, value: Tensor | None, *expected: int | None) -> None:
     """`value` (None passes) has this shape; None in `expected` stands for any size."""
-    if value is None or value.shape == expected:
+    if value is None or (found := value.shape) == expected:
         return
-    if value.dim() != len(expected) or any(e not in (None, n) for n, e in zip(value.shape, expected, strict=True)):
+    if len(found) != len(expected) or any(e not in (None, n) for n, e in zip(found, expected, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
         raise ValueError(f"{op}: {name} is {describe(value)}; shape [{wanted}] is needed")

@@ -37,7 +37,6 @@ def _check_pair(name: str, a: Tensor, b: Tensor) -> None:
     checks.tensors(name, a=a, b=b)
     checks.shape(name, "a", a, None, None)
     checks.shape(name, "b", b, None, a.shape[1])
-    checks.one_dtype(name, a=a, b=b)
 
 
 def _check_similarity(a: Tensor, b: Tensor, scale: float, normalize: bool) -> None:
@@ -61,8 +60,8 @@ def _check_topk(a: Tensor, b: Tensor, k: int, scale: float, normalize: bool) -> 
 
 
 def _check_loss(image: Tensor, text: Tensor, logit_scale: Tensor, normalize: bool) -> None:
-    checks.tensors("contrastive_loss", image=image, text=text, logit_scale=logit_scale)
-    checks.one_dtype("contrastive_loss", image=image, text=text)
+    checks.tensors("contrastive_loss", image=image, text=text)
+    checks.tensors("contrastive_loss", one_dtype=False, image=image, logit_scale=logit_scale)
     checks.shape("contrastive_loss", "image", image, None, None)
     checks.shape("contrastive_loss", "text", text, image.shape[0], image.shape[1])
     if logit_scale.numel() != 1:

@@ -25,9 +25,7 @@ def _check_patch(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> None:
-    weights = {"weight": weight, "class_embedding": class_embedding, "position_embedding": position_embedding}
-    checks.tensors("patch_embed", **weights)
-    checks.one_dtype("patch_embed", **weights)
+    checks.tensors("patch_embed", weight=weight, class_embedding=class_embedding, position_embedding=position_embedding)
     if not isinstance(pixels, Tensor):
         raise TypeError(f"patch_embed: pixels must be a Tensor, not {type(pixels).__name__}")
     if pixels.dtype is not torch.uint8:
@@ -169,16 +167,12 @@ def _check_text(
     eps: float,
     padding_idx: int | None,
 ) -> None:
-    optional = checks.given(token_type=token_type, weight=weight, bias=bias)
-    checks.tensors("text_embed", word=word, position=position, **optional)
-    checks.one_dtype("text_embed", word=word, position=position, **optional)
-    checks.integers(
-        "text_embed",
-        word.device,
-        input_ids=input_ids,
-        position_ids=position_ids,
-        **checks.given(token_type_ids=token_type_ids),
+    optional = ("token_type", "weight", "bias")
+    checks.tensors(
+        "text_embed", optional, word=word, position=position, token_type=token_type, weight=weight, bias=bias
     )
+    ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
+    checks.integers("text_embed", word.device, ("token_type_ids",), **ids)
     checks.shape("text_embed", "input_ids", input_ids, None)
     checks.shape("text_embed", "position_ids", position_ids, input_ids.shape[0])
     checks.shape("text_embed", "token_type_ids", token_type_ids, input_ids.shape[0])

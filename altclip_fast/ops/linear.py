@@ -38,8 +38,12 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+_OPTIONAL = ("bias", "b1", "b2", "residual")
+
+
 def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
-    _check_tensors("linear", x=x, weight=weight, **checks.given(bias=bias, residual=residual))
+    checks.tensors("linear", _OPTIONAL, x=x, weight=_unless_int8(weight, x), bias=bias, residual=residual)
+    checks.rows("linear", "x", x)
     _check_activation("linear", activation)
     _check_layer("linear", x.shape[-1], weight, bias)
     checks.shape("linear", "residual", residual, *x.shape[:-1], weight.shape[0])
@@ -48,18 +52,19 @@ def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
 def _check_mlp(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None
 ) -> None:
-    _check_tensors("mlp", x=x, w1=w1, w2=w2, **checks.given(b1=b1, b2=b2, residual=residual))
+    checks.tensors(
+        "mlp", _OPTIONAL, x=x, w1=_unless_int8(w1, x), w2=_unless_int8(w2, x), b1=b1, b2=b2, residual=residual
+    )
+    checks.rows("mlp", "x", x)
     _check_activation("mlp", activation)
     _check_layer("mlp", x.shape[-1], w1, b1, "w1", "b1")
     _check_layer("mlp", w1.shape[0], w2, b2, "w2", "b2")
     checks.shape("mlp", "residual", residual, *x.shape[:-1], w2.shape[0])
 
 
-def _check_tensors(name: str, **arguments: Tensor) -> None:
-    arguments = {key: value for key, value in arguments.items() if not isinstance(value, int8.Int8Weight)}
-    checks.tensors(name, **arguments)
-    checks.one_dtype(name, **arguments)
-    checks.rows(name, "x", arguments["x"])
+def _unless_int8(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight, which must be like x; or x in place of 8-bit numbers, which need not."""
+    return x if isinstance(weight, int8.Int8Weight) else weight
 
 
 def _check_activation(name: str, activation: str) -> None:

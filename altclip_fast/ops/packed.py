@@ -63,7 +63,7 @@ class PanelWeight(PackedWeight):
         y = native.kernels().linear_cpu(
             _lanes(x), *self._with(bias), self.fused[activation], _contiguous(residual, self.shape[0])
         )
-        return y.view(*x.shape[:-1], y.shape[1])
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
 
     def mlp(
         self,
@@ -82,7 +82,7 @@ class PanelWeight(PackedWeight):
             *second._with(second_bias),
             _contiguous(residual, second.shape[0]),
         )
-        return y.view(*x.shape[:-1], y.shape[1])
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
 
     def _with(self, bias: Tensor | None) -> tuple[Any, ...]:
         """As the kernels take a layer."""
@@ -180,7 +180,7 @@ def packed(weight: Tensor, factor: float = 1.0) -> PackedWeight:
 
 def _lanes(x: Tensor) -> Tensor:
     """x as rows of whole lanes of 32 bits."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 and rows.stride(0) * rows.element_size() % 4 == 0 else rows.contiguous()
 
 
