@@ -50,6 +50,11 @@ def _linear(
     return Cost(2 * count * weight.numel(), size(x, weight, bias, residual) + out)
 
 
+def _qkv(x: Tensor, *layers: Tensor | None) -> Cost:
+    parts = [_linear(x, *layers[i : i + 2]) for i in (0, 2, 4)]  # type: ignore[arg-type]
+    return Cost(sum(part.flops for part in parts), sum(part.bytes for part in parts) - 2 * size(x))
+
+
 def _mlp(
     x: Tensor,
     w1: Tensor,
@@ -114,6 +119,7 @@ COSTS: dict[str, Callable[..., Cost]] = {
     "layer_norm": _norm,
     "add_layer_norm": _add_norm,
     "linear": _linear,
+    "qkv": _qkv,
     "mlp": _mlp,
     "attention": _attention,
     "patch_embed": _patch_embed,

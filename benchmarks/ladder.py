@@ -21,7 +21,7 @@ from .harness import Entry, Outcome
 from .systems import OURS, SYSTEMS, Running, embedding, own_model
 from .workloads import Job
 
-PRODUCTS = frozenset({"linear", "mlp"})
+PRODUCTS = frozenset({"linear", "qkv", "mlp"})
 ATTENTION = PRODUCTS | {"attention"}
 TOWER = ATTENTION | {"patch_embed", "text_embed", "layer_norm", "add_layer_norm"}
 

@@ -222,6 +222,11 @@ def _linear(make: Make, batch: int) -> Iterator[Case]:
     yield Case("linear", "residual", (x, weight, bias, "none", residual))
 
 
+def _qkv(make: Make, batch: int) -> Iterator[Case]:
+    layers = ((make.weight(HIDDEN, HIDDEN), make(HIDDEN)) for _ in "qkv")
+    yield Case("qkv", "", (make(batch * 257, HIDDEN), *(part for layer in layers for part in layer)))
+
+
 def _mlp(make: Make, batch: int) -> Iterator[Case]:
     for activation, rows_, factor in (("quick_gelu", 257 * batch, packed.QUICK_GELU), ("gelu", 14 * batch, 1.0)):
         x, residual = make(rows_, HIDDEN), make(rows_, HIDDEN)
@@ -279,6 +284,7 @@ CASES: dict[str, Callable[[Make, int], Iterator[Case]]] = {
     "layer_norm": _norm,
     "add_layer_norm": _add_norm,
     "linear": _linear,
+    "qkv": _qkv,
     "mlp": _mlp,
     "attention": _attention,
     "patch_embed": _patch_embed,

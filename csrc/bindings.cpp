@@ -104,38 +104,67 @@ struct Layer {
   std::optional<Tensor> sums, scale, bias;
 };
 
-// activation(x w^T + bias) + residual; `like` is any tensor of the dtype.
-void run_linear(const Tensor& like, const void* x, int64_t row_stride, int64_t rows, int64_t depth, const Layer& w,
-                int64_t activation, const void* residual, void* out) {
+// activation(x w^T + bias) + residual, of one x and some layers, all of 8 bits or none; `like` is any tensor of the dtype.
+void run_linears(const Tensor& like, const void* x, int64_t row_stride, int64_t rows, int64_t depth,
+                 const std::vector<Layer>& layers, int64_t activation, const void* residual,
+                 const std::vector<void*>& outs) {
   const Dtype dtype = dtype_of(like);
-  Linear work = {x, row_stride, nullptr, nullptr, nullptr, w.packed.data_ptr(), data_of(w.bias), residual, out,
-                 rows, depth, w.columns, static_cast<Activation>(activation), dtype};
+  const bool quantized = layers[0].scale.has_value();
   Tensor values, ranges;
-  if (w.scale) {
+  if (quantized) {
     values = torch::stable::new_empty(like, {rows, depth}, ScalarType::Byte);
     ranges = torch::stable::new_empty(like, {rows, 2}, ScalarType::Float);
     const Quantize rows_of_x = {x, row_stride, depth, (uint8_t*)values.mutable_data_ptr(),
                                 (float*)ranges.mutable_data_ptr(), dtype};
     torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) { kernels().quantize(rows_of_x, begin, end); });
-    work.x = values.data_ptr(), work.row_stride = depth, work.ranges = (const float*)ranges.data_ptr();
-    work.sums = (const float*)w.sums->data_ptr(), work.scale = (const float*)w.scale->data_ptr();
+    x = values.data_ptr(), row_stride = depth;
   }
-  const int64_t items = kernels().linear_items(work);
-  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { kernels().linear(work, begin, end); });
+  std::vector<Linear> works;
+  int64_t items = 0;
+  for (size_t i = 0; i < layers.size(); i++) {
+    const Layer& w = layers[i];
+    works.push_back({x, row_stride, quantized ? (const float*)ranges.data_ptr() : nullptr, (const float*)data_of(w.sums),
+                     (const float*)data_of(w.scale), w.packed.data_ptr(), data_of(w.bias), residual, outs[i], rows, depth,
+                     w.columns, static_cast<Activation>(activation), dtype});
+    items += kernels().linear_items(works[i]);
+  }
+  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    for (const Linear& work : works) {
+      const int64_t count = kernels().linear_items(work);
+      kernels().linear(work, std::max<int64_t>(begin, 0), std::min(end, count));
+      begin -= count, end -= count;
+    }
+  });
 }
 
 // x [M, K] with any stride of whole lanes between rows; residual [M, N], contiguous.
 Tensor linear_cpu(Tensor x, Tensor packed, int64_t columns, std::optional<Tensor> sums, std::optional<Tensor> scale,
                   std::optional<Tensor> bias, int64_t activation, std::optional<Tensor> residual) {
   Tensor out = torch::stable::new_empty(x, {x.size(0), columns});
-  run_linear(x, x.data_ptr(), x.stride(0), x.size(0), x.size(1), {packed, columns, sums, scale, bias}, activation,
-             data_of(residual), out.mutable_data_ptr());
+  run_linears(x, x.data_ptr(), x.stride(0), x.size(0), x.size(1), {{packed, columns, sums, scale, bias}}, activation,
+              data_of(residual), {out.mutable_data_ptr()});
   return out;
+}
+
+// The same three times, of one x.
+std::tuple<Tensor, Tensor, Tensor> qkv_cpu(
+    Tensor x, Tensor packed_q, int64_t columns_q, std::optional<Tensor> sums_q, std::optional<Tensor> scale_q,
+    std::optional<Tensor> bias_q, Tensor packed_k, int64_t columns_k, std::optional<Tensor> sums_k,
+    std::optional<Tensor> scale_k, std::optional<Tensor> bias_k, Tensor packed_v, int64_t columns_v,
+    std::optional<Tensor> sums_v, std::optional<Tensor> scale_v, std::optional<Tensor> bias_v) {
+  auto empty = [&](int64_t columns) { return torch::stable::new_empty(x, {x.size(0), columns}); };
+  Tensor q = empty(columns_q), k = empty(columns_k), v = empty(columns_v);
+  run_linears(x, x.data_ptr(), x.stride(0), x.size(0), x.size(1),
+              {{packed_q, columns_q, sums_q, scale_q, bias_q},
+               {packed_k, columns_k, sums_k, scale_k, bias_k},
+               {packed_v, columns_v, sums_v, scale_v, bias_v}},
+              0, nullptr, {q.mutable_data_ptr(), k.mutable_data_ptr(), v.mutable_data_ptr()});
+  return {q, k, v};
 }
 
 constexpr int64_t MLP_ROWS = 512;  // at once: what lies between the two products stays in the L3
 
-// The same twice, the activation after the first.
+// The same twice, one after the other, the activation after the first.
 Tensor mlp_cpu(Tensor x, Tensor packed1, int64_t columns1, std::optional<Tensor> sums1, std::optional<Tensor> scale1,
                std::optional<Tensor> bias1, int64_t activation, Tensor packed2, int64_t columns2,
                std::optional<Tensor> sums2, std::optional<Tensor> scale2, std::optional<Tensor> bias2,
@@ -147,10 +176,10 @@ Tensor mlp_cpu(Tensor x, Tensor packed1, int64_t columns1, std::optional<Tensor>
   for (int64_t i = 0; i < chunks; i++) {
     const int64_t begin = rows * i / chunks, count = rows * (i + 1) / chunks - begin;
     auto at = [&](const void* data, int64_t stride) { return (char*)data + begin * stride * size; };
-    run_linear(x, at(x.data_ptr(), x.stride(0)), x.stride(0), count, x.size(1), first, activation, nullptr,
-               hidden.mutable_data_ptr());
-    run_linear(x, hidden.data_ptr(), columns1, count, columns1, second, 0,
-               residual ? at(residual->data_ptr(), columns2) : nullptr, at(out.data_ptr(), columns2));
+    run_linears(x, at(x.data_ptr(), x.stride(0)), x.stride(0), count, x.size(1), {first}, activation, nullptr,
+                {hidden.mutable_data_ptr()});
+    run_linears(x, hidden.data_ptr(), columns1, count, columns1, {second}, 0,
+                residual ? at(residual->data_ptr(), columns2) : nullptr, {at(out.data_ptr(), columns2)});
   }
   return out;
 }
@@ -385,6 +414,10 @@ STABLE_TORCH_LIBRARY(altclip_fast_native, m) {
   m.def(
       "mlp_cpu(Tensor x, Tensor packed1, int columns1, Tensor? sums1, Tensor? scale1, Tensor? bias1, int activation, "
       "Tensor packed2, int columns2, Tensor? sums2, Tensor? scale2, Tensor? bias2, Tensor? residual) -> Tensor");
+  m.def(
+      "qkv_cpu(Tensor x, Tensor packed_q, int columns_q, Tensor? sums_q, Tensor? scale_q, Tensor? bias_q, "
+      "Tensor packed_k, int columns_k, Tensor? sums_k, Tensor? scale_k, Tensor? bias_k, "
+      "Tensor packed_v, int columns_v, Tensor? sums_v, Tensor? scale_v, Tensor? bias_v) -> (Tensor, Tensor, Tensor)");
   m.def("l2_normalize_cpu(Tensor x) -> Tensor");
   m.def("similarity_cpu(Tensor a, Tensor b, float scale, bool normalize) -> Tensor");
   m.def("similarity_softmax_cpu(Tensor a, Tensor b, float scale, bool normalize) -> Tensor");
@@ -406,6 +439,7 @@ STABLE_TORCH_LIBRARY_IMPL(altclip_fast_native, CPU, m) {
   m.impl("pack_weight_cpu", TORCH_BOX(&altclip_fast::pack_weight_cpu));
   m.impl("linear_cpu", TORCH_BOX(&altclip_fast::linear_cpu));
   m.impl("mlp_cpu", TORCH_BOX(&altclip_fast::mlp_cpu));
+  m.impl("qkv_cpu", TORCH_BOX(&altclip_fast::qkv_cpu));
   m.impl("l2_normalize_cpu", TORCH_BOX(&altclip_fast::l2_normalize_cpu));
   m.impl("similarity_cpu", TORCH_BOX(&altclip_fast::similarity_cpu));
   m.impl("similarity_softmax_cpu", TORCH_BOX(&altclip_fast::similarity_softmax_cpu));

@@ -1,6 +1,7 @@
 """The affine layer with everything around it in the epilogue, the MLP made of it, and their gradients: one GEMM.
 
 linear(x) = activation(s) + residual,  s = x @ weight^T + bias        x [T, K], weight [N, K]
+qkv(x) = linear(x, wq, bq), linear(x, wk, bk), linear(x, wv, bv)
 mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
 ds = dy * activation'(s),  dx = ds @ weight,  dweight = ds^T @ x,  dbias = sum(ds),  dresidual = dy
 
@@ -20,6 +21,7 @@ second pass that has the epilogue.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -317,6 +319,11 @@ def linear(
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
+def qkv(x: Tensor, *layers: Tensor | None) -> tuple[Tensor, ...]:
+    """As `ops.qkv`."""
+    return tuple(linear(x, weight, bias) for weight, bias in _pairs(layers))
+
+
 def mlp(
     x: Tensor,
     w1: Tensor,
@@ -347,6 +354,19 @@ def linear_backward(
     if activation != "none":
         dsum = product(flat, weight, bias, activation, dsum, derivative="of_sum")
     return [*_affine_backward(dsum, x, weight, bias), *([] if residual is None else [grad])]
+
+
+def qkv_backward(grads: Sequence[Tensor], x: Tensor, *layers: Tensor | None) -> list[Tensor]:
+    """The gradients of x, and of the weights and the biases that are given."""
+    dx, found = None, []
+    for grad, (weight, bias) in zip(map(rows, grads), _pairs(layers), strict=True):
+        dx = product(grad, weight.t(), other=dx)
+        found += [_weight_gradient(grad, rows(x)), *_bias_gradient(grad, bias)]
+    return [dx.view(x.shape), *found]
+
+
+def _pairs(layers: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    return zip(layers[::2], layers[1::2], strict=True)
 
 
 def mlp_backward(

@@ -193,9 +193,7 @@ class Attention(nn.Module):
             select: [B] rows, one a sequence, that are the only queries; packed rows only.
             weights: dense rows only: gets the probabilities [B, heads, S, S].
         """
-        q = self.query(x if select is None else x[select]).view(-1, self.heads, self.head_dim)
-        k = self.key(x).view(-1, self.heads, self.head_dim)
-        v = self.value(x).view(-1, self.heads, self.head_dim)
+        q, k, v = (t.view(-1, self.heads, self.head_dim) for t in self._project(x, select))
         if rows.cu_seqlens is None:
             context = self._dense(q, k, v, rows, weights)
         elif select is None:
@@ -206,6 +204,12 @@ class Attention(nn.Module):
             one_each = torch.arange(rows.batch + 1, dtype=torch.int32, device=x.device)
             context = ops.attention(q, k, v, one_each, rows.cu_seqlens, 1, rows.max_seqlen, False, self.scale)
         return affine(self.output, context.flatten(1), residual=residual)
+
+    def _project(self, x: Tensor, select: Tensor | None) -> tuple[Tensor, ...]:
+        layers = self.query, self.key, self.value
+        if select is not None or not all(is_plain(layer) for layer in layers):
+            return self.query(x if select is None else x[select]), self.key(x), self.value(x)
+        return ops.qkv(x, *(part for layer in layers for part in (layer.packed(x), layer.bias)))
 
     def _dense(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, weights: list[Tensor] | None) -> Tensor:
         q, k, v = (t.view(rows.batch, rows.length, self.heads, self.head_dim) for t in (q, k, v))

@@ -12,7 +12,7 @@ from .contrastive import (
 )
 from .distributed import distributed_contrastive_loss
 from .embedding import interpolate_positions, patch_embed, text_embed
-from .linear import linear, mlp
+from .linear import linear, mlp, qkv
 from .norm import add_layer_norm, layer_norm
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "masked_attention",
     "mlp",
     "patch_embed",
+    "qkv",
     "similarity",
     "similarity_argmax",
     "similarity_softmax",

@@ -1,6 +1,7 @@
-"""The affine layer with its epilogue, and the two-layer MLP made of it.
+"""The affine layer with its epilogue; three of them with one input, and the two-layer MLP.
 
 linear(x) = activation(x @ weight^T + bias) + residual
+qkv(x) = linear(x, wq, bq), linear(x, wk, bk), linear(x, wv, bv)
 mlp(x) = linear(linear(x, w1, b1, activation), w2, b2, residual)
 """
 
@@ -38,7 +39,7 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-_OPTIONAL = ("bias", "b1", "b2", "residual")
+_OPTIONAL = ("bias", "residual", "bq", "bk", "bv", "b1", "b2")
 
 
 def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
@@ -136,6 +137,75 @@ def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
     from ..kernels import linear
 
     return linear.linear_backward(grads[0], *args)
+
+
+def _check_qkv(
+    x: Tensor,
+    wq: Tensor,
+    bq: Tensor | None,
+    wk: Tensor,
+    bk: Tensor | None,
+    wv: Tensor,
+    bv: Tensor | None,
+) -> None:
+    q, k, v = (_unless_int8(w, x) for w in (wq, wk, wv))
+    checks.tensors("qkv", _OPTIONAL, x=x, wq=q, wk=k, wv=v, bq=bq, bk=bk, bv=bv)
+    checks.rows("qkv", "x", x)
+    for letter, weight, bias in (("q", wq, bq), ("k", wk, bk), ("v", wv, bv)):
+        _check_layer("qkv", x.shape[-1], weight, bias, f"w{letter}", f"b{letter}")
+
+
+@op(check=_check_qkv)
+def qkv(
+    x: Tensor,
+    wq: Tensor,
+    bq: Tensor | None,
+    wk: Tensor,
+    bk: Tensor | None,
+    wv: Tensor,
+    bv: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The inputs of an attention: x @ wq^T + bq, x @ wk^T + bk, x @ wv^T + bv.
+
+    Args:
+        x: [.., K], floating.
+        wq: [Nq, K], bq: [Nq] or None; wk, bk, wv, bv: as these.
+
+    Returns:
+        [.., Nq], [.., Nk], [.., Nv].
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices do not fit.
+    """
+    layers = (wq, bq), (wk, bk), (wv, bv)
+    q, k, v = (F.linear(x, int8.in_floats(w, x.dtype), bias) for w, bias in layers)
+    return q, k, v
+
+
+@qkv.backend("cpu", when=lambda x, wq, bq, wk, bk, wv, bv: _cpu_takes(x, wq, wk, wv))
+def _(
+    x: Tensor, wq: Tensor, bq: Tensor | None, wk: Tensor, bk: Tensor | None, wv: Tensor, bv: Tensor | None
+) -> tuple[Tensor, ...]:
+    ready, biases = [packed.packed(w) for w in (wq, wk, wv)], (bq, bk, bv)
+    return packed.products(ready, x, biases)
+
+
+def _triton_takes_qkv(x: Tensor, *_: Tensor | None) -> bool | str:
+    return _triton_takes_linear(x, x, None, "none", None)
+
+
+@qkv.backend("triton", when=_triton_takes_qkv)
+def _(*args: Any) -> tuple[Tensor, ...]:
+    from ..kernels import linear
+
+    return linear.qkv(*args)
+
+
+@qkv.backward("triton")
+def _(grads: Sequence[Tensor], *args: Any) -> Sequence[Tensor]:
+    from ..kernels import linear
+
+    return linear.qkv_backward(grads, *args)
 
 
 @op(check=_check_mlp)

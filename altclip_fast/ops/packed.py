@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -176,6 +176,15 @@ def packed(weight: Tensor, factor: float = 1.0) -> PackedWeight:
     """The weight as it is where it was packed with this factor, else packed now."""
     fits = isinstance(weight, PackedWeight) and weight.factor == factor
     return weight if fits else pack(weight, factor)  # type: ignore[return-value]
+
+
+def products(weights: Sequence[PackedWeight], x: Tensor, biases: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """The product of each of three weights, packed in one way, with x and its bias."""
+    panels = [w._with(bias) for w, bias in zip(weights, biases, strict=True) if isinstance(w, PanelWeight)]
+    if not panels:
+        return tuple(w.product(x, bias) for w, bias in zip(weights, biases, strict=True))
+    found = native.kernels().qkv_cpu(_lanes(x), *(part for layer in panels for part in layer))
+    return found if x.dim() == 2 else tuple(y.view(*x.shape[:-1], y.shape[1]) for y in found)
 
 
 def _lanes(x: Tensor) -> Tensor:

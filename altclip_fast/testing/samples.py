@@ -122,6 +122,27 @@ def _linear(make: _Make) -> Iterator[tuple[str, tuple]]:
     yield "batch and length exchanged", on(_swapped(make(3, 5, 24)), 12, "none", residual=True)
 
 
+def _qkv(make: _Make) -> Iterator[tuple[str, tuple]]:
+    def on(x: Tensor, *sizes: int, biases: str = "qkv") -> tuple:
+        k = x.shape[-1]
+        layers = (
+            (make(n, k, scale=k**-0.5), make(n) if name in biases else None)
+            for name, n in zip("qkv", sizes, strict=True)
+        )
+        return x, *(part for layer in layers for part in layer)
+
+    for m, k, n in ((1, 1, 1), (1, 256, 64), (7, 13, 11), (67, 40, 131), (0, 8, 4)):
+        yield f"{m}x{k}x{n}", on(make(m, k), n, n, n)
+    yield "three sizes", on(make(17, 32), 24, 8, 70)
+    yield "no bias of the keys", on(make(7, 24), 12, 12, 12, biases="qv")
+    yield "no bias", on(make(7, 24), 12, 12, 12, biases="")
+    yield "three dimensions", on(make(2, 5, 24), 12, 12, 12)
+    yield "one dimension", on(make(24), 12, 12, 12)
+    yield "x near 1e4", on(make(19, 32, scale=1e4 / 4), 24, 24, 24)
+    yield "rows with gaps", tuple(map(_offset, on(make(19, 40), 24, 24, 24)))
+    yield "transposed", on(_swapped(make(19, 40)), 24, 24, 24)
+
+
 def _mlp(make: _Make) -> Iterator[tuple[str, tuple]]:
     def on(x: Tensor, inner: int, n: int, activation: str, biases: str = "both", residual: bool = True) -> tuple:
         k = x.shape[-1]
@@ -406,6 +427,7 @@ SAMPLES: dict[str, Callable[[_Make], Iterator[tuple[str, tuple]]]] = {
     "masked_attention": _masked_attention,
     "mlp": _mlp,
     "patch_embed": _patch_embed,
+    "qkv": _qkv,
     "similarity": _similarity,
     "similarity_argmax": _similarity_argmax,
     "similarity_softmax": _similarity_softmax,

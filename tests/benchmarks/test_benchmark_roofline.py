@@ -23,6 +23,10 @@ def test_costs_by_hand():
     x, weight, bias = meta(6, 8), meta(4, 8), meta(4)
     assert costs.cost("linear", (x, weight)) == (2 * 6 * 8 * 4, 2 * (48 + 32 + 24))
     assert costs.cost("linear", (x, weight, bias, "gelu", meta(6, 4))) == (384, 2 * (48 + 32 + 24 + 4 + 24))
+    assert costs.cost("qkv", (x, weight, bias, meta(3, 8), None, weight, None)) == (
+        2 * 6 * 8 * 11,
+        2 * (48 + 32 + 24 + 4 + 24 + 18 + 32 + 24),
+    )
     mlp = (x, meta(16, 8), None, meta(8, 16), None, "gelu", x)
     assert costs.cost("mlp", mlp) == (2 * 6 * 2 * 128, 2 * (3 * 48 + 2 * 128))
     assert costs.cost("add_layer_norm", (x, x, bias, bias, 1e-5)) == (0, 4 * 2 * 48)

@@ -44,6 +44,8 @@ def calls():
     yield "layer_norm", (make(5, 24), row, row, 1e-5), (0,)
     yield "add_layer_norm", (make(5, 24), make(5, 24), row, row, 1e-5), (0, 1)
     yield "linear", (make(5, 24), make(7, 24), make(7), "gelu", make(5, 7)), (0, 1, 4)
+    layers = (part for n in (7, 5, 8) for part in (make(n, 24), make(n)))
+    yield "qkv", (make(5, 24), *layers), (0, 1, 5)
     sequences = torch.tensor([0, 5], dtype=torch.int32, device=DEVICE)
     yield "attention", (*(make(5, 2, 16) for _ in "qkv"), sequences, sequences, 5, 5, False, None), (0, 1, 2)
     yield "patch_embed", (make(2, 3, 8, 8), make(9, 3, 4, 4), make(9), make(5, 9)), (0, 3)

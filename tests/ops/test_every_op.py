@@ -24,6 +24,7 @@ CHOSEN = {
     "masked_attention": ["added mask", "heads outside"],
     "mlp": ["gelu", "transposed"],
     "patch_embed": ["bytes, channels last, normalised", "strided weights"],
+    "qkv": ["three sizes", "transposed"],
     "similarity": ["3x5x7", "transposed"],
     "similarity_argmax": ["3x5x7", "transposed"],
     "similarity_softmax": ["scale 100", "transposed"],
@@ -77,7 +78,7 @@ def device_of(backend):
 
 
 # oneDNN has no float16 on most processors: the reference runs.
-WITHOUT_FLOAT16 = {("linear", "cpu"), ("mlp", "cpu"), ("patch_embed", "cpu")}
+WITHOUT_FLOAT16 = {("linear", "cpu"), ("mlp", "cpu"), ("patch_embed", "cpu"), ("qkv", "cpu")}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -111,6 +111,16 @@ def test_other_backends_compute_in_floats():
         assert torch.equal(ops.linear(x, packed, bias), ops.linear(x, numbers * scale[:, None], bias))
 
 
+def test_qkv_is_three_linears():
+    x, *first = made(9, 32, 48)
+    layers = [first, made(9, 32, 8)[1:], made(9, 32, 70)[1:]]
+    with torch.no_grad():
+        weights = [int8.pack_int8(*int8.quantize_weight(w)) for w, _ in layers]
+        found = ops.qkv(x, *(part for w, (_, bias) in zip(weights, layers, strict=True) for part in (w, bias)))
+        for y, w, (_, bias) in zip(found, weights, layers, strict=True):
+            assert torch.equal(y, ops.linear(x, w, bias))
+
+
 def test_mlp_is_two_linears():
     x, w1, b1 = made(9, 32, 48)
     _, w2, b2 = made(9, 48, 32)

@@ -52,6 +52,17 @@ def test_linear(activation, with_bias, with_residual):
     assert torch.autograd.gradcheck(ops.linear, args)
 
 
+@pytest.mark.parametrize("missing", [(), ("bk",), ("bq", "bk", "bv")])
+def test_qkv(missing):
+    layers = {}
+    for letter, n in (("q", 7), ("k", 4), ("v", 2)):
+        layers |= {f"w{letter}": doubles(n, 5), f"b{letter}": doubles(n)}
+    given = {"x": doubles(3, 5)} | layers | dict.fromkeys(missing)
+    expected = [plain(given["x"], given[f"w{i}"], given[f"b{i}"], "none", None) for i in "qkv"]
+    torch.testing.assert_close(ops.qkv(**given), tuple(expected))
+    assert torch.autograd.gradcheck(ops.qkv, tuple(given.values()))
+
+
 @pytest.mark.parametrize("activation", PLAIN)
 @pytest.mark.parametrize("missing", [(), ("b1",), ("b2",), ("residual",), ("b1", "b2", "residual")])
 def test_mlp(activation, missing):
@@ -123,6 +134,26 @@ def test_linear_refuses(name, value, error):
         ("x", None, TypeError),
         ("x", X.int(), TypeError),
         ("x", torch.tensor(1.0), ValueError),
+        ("wq", None, TypeError),
+        ("wk", W.t(), ValueError),
+        ("wv", W.half(), TypeError),
+        ("bq", ROW[:4], ValueError),
+        ("bk", ROW.half(), TypeError),
+        ("bv", 1.0, TypeError),
+    ],
+)
+def test_qkv_refuses(name, value, error):
+    given = {f"{kind}{letter}": tensor for letter in "qkv" for kind, tensor in (("w", W), ("b", ROW))}
+    with pytest.raises(error, match=rf"qkv: .*\b{name}\b"):
+        ops.qkv(**{"x": X, **given, name: value})
+
+
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("x", None, TypeError),
+        ("x", X.int(), TypeError),
+        ("x", torch.tensor(1.0), ValueError),
         ("w1", None, TypeError),
         ("w1", W.t(), ValueError),
         ("w1", W.half(), TypeError),
@@ -156,7 +187,7 @@ def test_mlp_refuses(name, value, error):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", ["linear", "mlp"])
+@pytest.mark.parametrize("op", ["linear", "qkv", "mlp"])
 @pytest.mark.parametrize("form", ["PanelWeight", "BlockedWeight"])
 def test_either_way_of_packing(form, op, dtype, monkeypatch):
     own = packed._own_dtypes()
