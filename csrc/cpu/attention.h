@@ -12,10 +12,12 @@ namespace ISA {
 
 // Scores -> exp2(scale * (score - largest)), in place as E; the rest of the row becomes 0. Returns 1 / their sum.
 template <class E>
-inline float softmax(float* row, int64_t keys, int64_t padded, Vector most, float scale) {
+inline float softmax(float* row, int64_t keys, int64_t padded, float scale) {
+  const int64_t full = keys / VL * VL, visible = whole(keys, VL);
+  Vector most = all(-__builtin_inff()), total = all(0);
+  if (full < visible) *(Vector*)(row + full) = count() < (float)(keys - full) ? *(Vector*)(row + full) : most;
+  for (int64_t j = 0; j < visible; j += VL) most = larger(most, *(Vector*)(row + j));
   const Vector top = all(largest(most) * scale);
-  Vector total = all(0);
-  const int64_t visible = whole(keys, VL);
   for (int64_t j = 0; j < visible; j += VL) {
     Vector p = exp2(*(Vector*)(row + j) * scale - top);
     total += p;
@@ -56,22 +58,17 @@ void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch
 
     // Keys that each query may look at; the last query of a sequence is at its last key.
     int64_t visible[ROWS], most = 0;
-    Vector top[ROWS];
     for (int64_t r = 0; r < ROWS; r++) {
       const int64_t upto = a.causal ? first + r + 1 + keys - queries : keys;
       visible[r] = first + r >= queries || upto < 0 ? 0 : least(upto, keys);
       most = visible[r] > most ? visible[r] : most;
-      top[r] = all(-__builtin_inff());
     }
-    multiply<F>(packed_q, row, packed_k, depth, depth, keys, most, [&](int r, int64_t j, Vector x) {
-      if (j + VL > visible[r]) x = count() + (float)j < (float)visible[r] ? x : all(-__builtin_inff());
-      top[r] = larger(top[r], x);
-      *(Vector*)(scores + r * padded + j) = x;
-    });
+    multiply<F>(packed_q, row, packed_k, depth, depth, keys, most,
+                [&](int r, int64_t j, Vector x) { *(Vector*)(scores + r * padded + j) = x; });
     float inverse[ROWS];
     const int64_t seen = whole(most, VL);
     for (int64_t r = 0; r < ROWS; r++)
-      inverse[r] = softmax<typename F::Element>(scores + r * padded, visible[r], seen, top[r], scale);
+      inverse[r] = softmax<typename F::Element>(scores + r * padded, visible[r], seen, scale);
     const int64_t some = over(most, F::PER_LANE);
     multiply<F>((const Lane*)scores, padded, packed_v, steps, some, a.value_dim, a.value_dim,
                 [&](int r, int64_t j, Vector x) {
