@@ -141,11 +141,10 @@ __attribute__((noinline)) void finish(const Linear& a, int64_t row, int64_t rows
   }
 }
 
-// What the tile from this row on, of a block of so many rows, fetches of the next slab. The first tile waits for its own,
-// from memory at worst; the others share the work, at most a cache line a step.
-inline Ahead share(const void* next, int64_t slab, int64_t row, int64_t rows) {
-  const int64_t bytes = least(64, PANEL * sizeof(float) / over(rows - ROWS, ROWS));
-  return {(const char*)next + (row / ROWS - 1) * slab * bytes, bytes};
+// What one of so many tiles fetches of the next slab: at most a cache line a step.
+inline Ahead share(const void* next, int64_t slab, int64_t tile, int64_t tiles) {
+  const int64_t bytes = least(64, PANEL * sizeof(float) / tiles);
+  return {(const char*)next + tile * slab * bytes, bytes};
 }
 
 template <class F, class T, Activation ACTIVATION>
@@ -157,18 +156,19 @@ void linear_range(const Linear& a, int64_t begin, int64_t end) {
   const int64_t stride = a.row_stride / F::PER_LANE;
   for (int64_t item = begin; item < end; item++) {
     const int64_t block = item / panels, column = item % panels * PANEL;
-    const int64_t first = first_row(a, block), last = first_row(a, block + 1);
+    const int64_t first = first_row(a, block), last = first_row(a, block + 1), count = over(last - first, ROWS);
     const Lane* right = panel((const Lane*)a.packed, lanes, column);
     const Lane* following = panel((const Lane*)a.packed, lanes, least(item + 1, end - 1) % panels * PANEL);
     for (int64_t i = 0; i < lanes; i += slab) {
       const Lane* next = i + slab < lanes ? right + (i + slab) * PANEL : following;
-      for (int64_t row = first; row < last; row += ROWS) {
-        const int64_t rows = least(ROWS, last - row);
+      for (int64_t tile = 0, row = first, rows; tile < count; tile++, row += rows) {
+        rows = over(last - row, count - tile);  // about the same for all: few rows do not keep the registers busy
         const bool ready = i + slab >= lanes;
         Vector* place = sums + (slab < lanes ? (row - first) * COLUMNS : 0);
         if (ready) fetch_residual<T>(a, row, rows, column);
         const Lane* left = (const Lane*)a.x + row * stride + i;
-        const Ahead ahead = row == first ? nothing(left) : share(next, slab, row - first, last - first);
+        // The first tile waits for its own slab, from memory at worst.
+        const Ahead ahead = tile ? share(next, slab, tile - 1, count - 1) : nothing(left);
         tile_rows<F>(rows, left, stride, 1, right + i * PANEL, least(slab, lanes - i), ahead, Keep{place, i > 0});
         if (ready) finish<F, T, ACTIVATION>(a, row, rows, column, place);
       }
