@@ -18,7 +18,7 @@ from ..ops import int8
 from ..ops.linear import ACTIVATION
 from ..ops.packed import QUICK_GELU, BlockedWeight, PackedWeight, form, pack, why_not
 from .rows import Rows
-from .stamp import Stamp, probe, stamp
+from .stamp import Mark, mark, probe
 
 
 class LayerNorm(nn.LayerNorm):
@@ -123,19 +123,19 @@ class _Kept(NamedTuple):
     """A packed weight, and how to tell that the weight is still the one that was packed."""
 
     packed: PackedWeight
-    stamp: Stamp
-    probe: Tensor  # a view of the weight, as long as the stamp is the same
+    mark: Mark
+    probe: Tensor  # a view of the weight, as long as the mark is the same
     values: Tensor  # that it had
 
     @classmethod
     def of(cls, weight: Tensor, packed: PackedWeight) -> _Kept:
         some = probe(weight)
-        return cls(packed, stamp((weight,)), some, some.clone())
+        return cls(packed, mark(weight), some, some.clone())
 
     def fits(self, weight: Tensor, factor: float) -> bool:
         if type(self.packed) is BlockedWeight and self.packed.factor != factor:
             return False
-        return self.stamp == stamp((weight,)) and torch.equal(self.probe, self.values)
+        return self.mark == mark(weight) and torch.equal(self.probe, self.values)
 
 
 def _wanted() -> bool:
@@ -233,11 +233,12 @@ class Mlp(nn.Module):
         self.fc2 = Linear(intermediate, hidden)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not (is_plain(self.fc1) and is_plain(self.fc2)):
-            return affine(self.fc2, affine(self.fc1, x, self.activation), residual=residual)
+        fc1, fc2 = self.fc1, self.fc2
+        if not (is_plain(fc1) and is_plain(fc2)):
+            return affine(fc2, affine(fc1, x, self.activation), residual=residual)
         factor = QUICK_GELU if self.activation == "quick_gelu" else 1.0
-        w1, w2 = self.fc1.packed(x, factor), self.fc2.packed(x, 1 / factor)
-        return ops.mlp(x, w1, self.fc1.bias, w2, self.fc2.bias, self.activation, residual)
+        w1, w2 = fc1.packed(x, factor), fc2.packed(x, 1 / factor)
+        return ops.mlp(x, w1, fc1.bias, w2, fc2.bias, self.activation, residual)
 
 
 class PreNormLayer(nn.Module):

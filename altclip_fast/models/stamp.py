@@ -6,12 +6,18 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-Stamp = tuple[tuple[int, ...], ...]
+Mark = tuple[int, ...]
+Stamp = tuple[Mark, ...]
+
+
+def mark(tensor: Tensor) -> Mark:
+    """Changes when it is replaced, moved or written to (where torch's version counter sees that: see `probe`)."""
+    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:
-    """Changes when a tensor is replaced, moved or written to (where torch's version counter sees that: see `probe`)."""
-    return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    """The marks of all."""
+    return tuple(map(mark, tensors))
 
 
 def probe(tensor: Tensor) -> Tensor:
