@@ -111,9 +111,10 @@ def _triton_takes_linear(
 
 
 def _cpu_takes(x: Tensor, *weights: Tensor) -> bool | str:
-    if all(isinstance(w, int8.Int8Weight) for w in weights):
-        return checks.kernel_dtype(x)
-    return packed.takes(*weights)
+    of_8_bits = sum(isinstance(w, int8.Int8Weight) for w in weights)
+    if of_8_bits == 0:
+        return packed.takes(*weights)
+    return checks.kernel_dtype(x) if of_8_bits == len(weights) else "only some of the weights are of 8 bits"
 
 
 @linear.backend("cpu", when=lambda x, weight, *_: _cpu_takes(x, weight))

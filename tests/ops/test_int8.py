@@ -6,6 +6,7 @@ import torch
 from altclip_fast import native, ops, use_backend
 from altclip_fast.ops import int8
 from altclip_fast.ops.linear import ACTIVATION
+from altclip_fast.ops.packed import pack
 
 SHAPES = [(1, 4, 1), (5, 12, 3), (6, 64, 33), (7, 1024, 64), (193, 100, 70), (200, 260, 130)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -119,6 +120,25 @@ def test_qkv_is_three_linears():
         found = ops.qkv(x, *(part for w, (_, bias) in zip(weights, layers, strict=True) for part in (w, bias)))
         for y, w, (_, bias) in zip(found, weights, layers, strict=True):
             assert torch.equal(y, ops.linear(x, w, bias))
+
+
+@pytest.mark.parametrize("quantised", [(0,), (1,), (2,), (0, 2), (1, 2)])
+def test_some_layers_of_8_bits_are_computed_in_floats(quantised):
+    """A kernel takes all of them or none: it would read one kind of numbers as the other."""
+    x, *layer = made(9, 32, 32)
+    layers = [layer, made(9, 32, 32)[1:], made(9, 32, 32)[1:]]
+    floats, mixed = [], []
+    for i, (weight, bias) in enumerate(layers):
+        numbers, scale = int8.quantize_weight(weight)
+        floats += [numbers * scale[:, None] if i in quantised else weight, bias]
+        mixed += [int8.pack_int8(numbers, scale) if i in quantised else pack(weight), bias]
+    with torch.no_grad():
+        assert ops.qkv.choose(x, *mixed) == "reference"
+        for found, wanted in zip(ops.qkv(x, *mixed), ops.qkv(x, *floats), strict=True):
+            torch.testing.assert_close(found, wanted)
+        if {0, 1} & set(quantised):
+            assert ops.mlp.choose(x, *mixed[:4], "gelu") == "reference"
+            torch.testing.assert_close(ops.mlp(x, *mixed[:4], "gelu"), ops.mlp(x, *floats[:4], "gelu"))
 
 
 def test_mlp_is_two_linears():
