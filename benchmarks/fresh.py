@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from altclip_fast.dispatch import use_backend
 
-from . import harness, models, photos, whole
-from .harness import GIB, Limits, Outcome
+from . import models, photos, whole
+from .harness import GIB, Outcome
 from .photos import Photos
 from .systems import FLOATS, OURS, Embed, Running, System, Unavailable, own_model, package, transformers_model
 from .workloads import CHECKED, Cost, Job
@@ -48,18 +48,16 @@ def _run(options: argparse.Namespace) -> int:
         for work in options.works:
             for dtype in options.dtypes:
                 job = WORKS[work].job(folder, dtype, options.threads)
-                found = measure(work, job, models.limits(options), models.tell, options.model)
+                found = _measure(work, job, options)
                 outcome.add(found)
                 models.write(found, options.output)
     print(outcome)
     return outcome.code
 
 
-def measure(work: str, job: Job, limits: Limits, tell: Callable[[str], None], subject: str) -> Outcome:
-    """The systems of a work that compute in the job's dtype, interleaved."""
+def _measure(work: str, job: Job, options: argparse.Namespace) -> Outcome:
     systems = WORKS[work].systems
-    entries = models.entries([name for name in systems if name not in photos.JUDGES], job.dtype, systems)
-    found = harness.run(entries, job, limits, tell, kind="model", subject=subject, systems=systems)
+    found = models.measure([name for name in systems if name not in photos.JUDGES], job.dtype, job, options, systems)
     if work == "first":  # the process that was watched starts another one
         found.rows = [replace(row, peak_memory=None) for row in found.rows]
     return found

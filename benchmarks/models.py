@@ -94,6 +94,14 @@ def entries(names: Iterable[str], dtype: str, systems: Mapping[str, System] = SY
     return [Entry(name, systems[name].start, dtype) for name in names if dtype in systems[name].dtypes]
 
 
+def measure(
+    names: Iterable[str], dtype: str, job: Job, options: argparse.Namespace, systems: Mapping[str, System] = SYSTEMS
+) -> Outcome:
+    """Those of the systems that compute in a dtype, interleaved."""
+    chosen, name = entries(names, dtype, systems), subject(options)
+    return harness.run(chosen, job, limits(options), tell, kind="model", subject=name, systems=systems)
+
+
 def limits(options: argparse.Namespace) -> Limits:
     """As asked for on the command line."""
     return Limits(options.rounds, options.memory * GIB, options.patience)
@@ -128,8 +136,7 @@ def run(options: argparse.Namespace) -> int:
     outcome = Outcome()
     for job in jobs(options):
         for dtype in options.dtypes:
-            chosen = entries(options.systems, dtype)
-            found = harness.run(chosen, job, limits(options), tell, kind="model", subject=subject(options))
+            found = measure(options.systems, dtype, job, options)
             outcome.add(found)
             write(found, options.output)
     print(outcome)

@@ -7,7 +7,7 @@ by its image processor and its model, in the same batches.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from altclip_fast.auto import AutoProcessor
 from altclip_fast.dispatch import use_backend
 from altclip_fast.encoder import Encoder
 
-from . import harness, models, whole
+from . import models, whole
 from .harness import Outcome
 from .systems import FLOATS, OURS, Running, System, embedding, own_model, package, transformers_model
 from .workloads import CHECKED, Cost, Job
@@ -53,19 +53,11 @@ def _run(options: argparse.Namespace) -> int:
         for count in options.photos:
             for dtype in options.dtypes:
                 job = Photos(str(folder), "photos", count, dtype, options.threads, str(photos))
-                found = measure(options.systems, job, models.limits(options), models.tell, options.model)
+                found = models.measure(options.systems, dtype, job, options, SYSTEMS)
                 outcome.add(found)
                 models.write(found, options.output)
     print(outcome)
     return outcome.code
-
-
-def measure(
-    systems: Sequence[str], job: Photos, limits: harness.Limits, tell: Callable[[str], None], subject: str
-) -> Outcome:
-    """Those of the systems of `SYSTEMS` that compute in the job's dtype, interleaved."""
-    entries = models.entries(systems, job.dtype, SYSTEMS)
-    return harness.run(entries, job, limits, tell, kind="model", subject=subject, systems=SYSTEMS)
 
 
 def make(folder: Path, count: int) -> None:

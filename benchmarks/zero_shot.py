@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from altclip_fast.embedded.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES
 from altclip_fast.encoder import Encoder
 from altclip_fast.pipelines import TASK, pipeline
 
-from . import harness, models, whole
+from . import models, whole
 from .harness import Outcome
 from .systems import OURS, Running, System, accelerated, compiled, own_model, package, transformers_model
 from .workloads import Cost, Job, layers
@@ -72,19 +72,11 @@ def _run(options: argparse.Namespace) -> int:
         for labels in options.labels:
             work = f"zero-shot-{labels}{'-kept' * options.kept}"
             job = ZeroShot(str(folder), work, options.photos, "float32", options.threads, labels, options.kept)
-            found = measure(options.systems, job, models.limits(options), models.tell, options.model)
+            found = models.measure(options.systems, job.dtype, job, options, SYSTEMS)
             outcome.add(found)
             models.write(found, options.output)
     print(outcome)
     return outcome.code
-
-
-def measure(
-    systems: Sequence[str], job: ZeroShot, limits: harness.Limits, tell: Callable[[str], None], subject: str
-) -> Outcome:
-    """Systems of `SYSTEMS`, interleaved; their scores are judged as embeddings are."""
-    entries = models.entries(systems, job.dtype, SYSTEMS)
-    return harness.run(entries, job, limits, tell, kind="model", subject=subject, systems=SYSTEMS)
 
 
 def vocabulary() -> list[str]:
