@@ -19,7 +19,7 @@ inline float softmax(float* row, int64_t keys, int64_t padded, float scale) {
   for (int64_t j = 0; j < visible; j += VL) most = larger(most, *(Vector*)(row + j));
   const Vector top = all(largest(most) * scale);
   for (int64_t j = 0; j < visible; j += VL) {
-    Vector p = exp2(*(Vector*)(row + j) * scale - top);
+    Vector p = exp2<E>(*(Vector*)(row + j) * scale - top);
     total += p;
     store((E*)row + j, p);
   }
@@ -27,19 +27,38 @@ inline float softmax(float* row, int64_t keys, int64_t padded, float scale) {
   return keys ? 1.0f / sum(total) : 0.0f;
 }
 
-template <class F, class T>
-void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch) {
-  typedef typename F::Lane Lane;
-  typedef typename F::Lanes Lanes;
-  const int64_t first_q = a.starts_q[sequence], queries = a.starts_q[sequence + 1] - first_q;
-  const int64_t first_k = a.starts_k[sequence], keys = a.starts_k[sequence + 1] - first_k;
-  auto view = [&](const Rows& x, int64_t first, int64_t rows, int64_t columns) {
+// One head of one sequence.
+template <class T>
+struct Head {
+  View<T> q, k, v;
+  T* out;
+};
+
+template <class T>
+inline Head<T> head(const Attention& a, int64_t item) {
+  const int64_t sequence = item / a.heads, head = item % a.heads;
+  auto view = [&](const Rows& x, const int64_t* starts, int64_t columns) {
+    const int64_t first = starts[sequence], rows = starts[sequence + 1] - first;
     return View<T>{(const T*)x.data + first * x.row + head * x.head, x.row, x.column, rows, columns};
   };
-  const View<T> q = view(a.q, first_q, queries, a.dim), k = view(a.k, first_k, keys, a.dim);
-  const View<T> v = view(a.v, first_k, keys, a.value_dim);
-  T* out = (T*)a.out + (first_q * a.heads + head) * a.value_dim;
-  const int64_t out_row = a.heads * a.value_dim;
+  T* out = (T*)a.out + (a.starts_q[sequence] * a.heads + head) * a.value_dim;
+  return {view(a.q, a.starts_q, a.dim), view(a.k, a.starts_k, a.dim), view(a.v, a.starts_k, a.value_dim), out};
+}
+
+// Into the L2. The rows of a head lie too far apart for the processor to see what comes next.
+template <class T>
+inline void fetch(const View<T>& x, int64_t first) {
+  for (int64_t r = first; r < least(first + ROWS, x.rows); r++)
+    for (int64_t i = 0; i < x.columns; i += 64 / sizeof(T)) __builtin_prefetch(x.data + r * x.row_stride + i, 0, 2);
+}
+
+template <class F, class T>
+void attend(const Attention& a, const Head<T>& now, const Head<T>& next, Scratch& scratch) {
+  typedef typename F::Lane Lane;
+  typedef typename F::Lanes Lanes;
+  const View<T> q = now.q, k = now.k, v = now.v;
+  T* out = now.out;
+  const int64_t queries = q.rows, keys = k.rows, out_row = a.heads * a.value_dim;
 
   // Lengths in lanes; a row of scores has one float a key, and later one element.
   const int64_t depth = over(a.dim, F::PER_LANE), row = whole(depth, VL);
@@ -53,6 +72,7 @@ void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch
 
   const float scale = a.scale * 1.4426950408889634f;
   for (int64_t first = 0; first < queries; first += ROWS) {
+    for (const View<T>& x : {next.q, next.k, next.v}) fetch(x, first);
     for (int64_t r = 0; r < ROWS; r++)
       for (int64_t i = 0; i < depth; i += VL) *(Lanes*)(packed_q + r * row + i) = F::along(q, first + r, i);
 
@@ -83,7 +103,12 @@ void attend(const Attention& a, int64_t sequence, int64_t head, Scratch& scratch
 template <class F, class T>
 void attend_range(const Attention& a, int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
-  for (int64_t item = begin; item < end; item++) attend<F, T>(a, item / a.heads, item % a.heads, scratch);
+  Head<T> now = head<T>(a, begin);
+  for (int64_t item = begin; item < end; item++) {
+    const Head<T> next = item + 1 < end ? head<T>(a, item + 1) : Head<T>{};
+    attend<F>(a, now, next, scratch);
+    now = next;
+  }
 }
 
 inline void attention(const Attention& a, int64_t begin, int64_t end) {

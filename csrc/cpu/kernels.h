@@ -37,7 +37,7 @@ struct Quantize {
 
 enum class Activation : int64_t { None, QuickGelu, Gelu };
 
-// activation(x weight^T + bias) + residual; see altclip_fast/ops/panels.py.
+// activation(x weight^T + bias) + residual; see altclip_fast/ops/linear.py.
 struct Linear {
   const void* x;  // rows of the dtype; or values, where the weight is of 8 bits
   int64_t row_stride;  // elements within a row are side by side

@@ -58,27 +58,30 @@ inline void pack_weight(const void* weight, int64_t columns, int64_t depth, void
 }
 
 // 1 / (1 + e^(-factor x))
+template <class T>
 inline Vector sigmoid(Vector x, float factor) {
   const Vector z = clamped(x * (factor * -1.4426950408889634f), -126, 126), n = rounded(z);
-  return reciprocal(1 + power(n, z - n));
+  return reciprocal<T>(1 + power<T>(n, z - n));
 }
 
 // 0.5 x (1 + erf(x / sqrt(2))), erf to 1.5e-7: Abramowitz and Stegun, 7.1.26.
+template <class T>
 inline Vector gelu(Vector x) {
-  const Vector z = (x < 0 ? -x : x) * 0.7071067811865476f, t = 1 / (1 + 0.3275911f * z);
+  const Vector z = (x < 0 ? -x : x) * 0.7071067811865476f, t = reciprocal<T>(1 + 0.3275911f * z);
   Vector p = all(1.061405429f);
   p = p * t - 1.453152027f;
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  const Vector rest = 0.5f * p * t * exp2(z * z * -1.4426950408889634f);  // of the normal distribution beyond |x|
+  const Vector rest = 0.5f * p * t * exp2<T>(z * z * -1.4426950408889634f);  // of the normal distribution beyond |x|
   return x * (x < 0 ? rest : 1 - rest);
 }
 
-template <Activation ACTIVATION>
+// To the accuracy that a T keeps.
+template <Activation ACTIVATION, class T>
 inline Vector activate(Vector x) {
-  if constexpr (ACTIVATION == Activation::QuickGelu) return x * sigmoid(x, 1.702f);
-  if constexpr (ACTIVATION == Activation::Gelu) return gelu(x);
+  if constexpr (ACTIVATION == Activation::QuickGelu) return x * sigmoid<T>(x, 1.702f);
+  if constexpr (ACTIVATION == Activation::Gelu) return gelu<T>(x);
   return x;
 }
 
@@ -133,7 +136,7 @@ __attribute__((noinline)) void finish(const Linear& a, int64_t row, int64_t rows
       Vector y = sums[c];
       if constexpr (F::QUANTIZED) y = y * scale[c] * a.ranges[2 * (row + r)] + (low[c] * a.ranges[2 * (row + r) + 1] + bias[c]);
       else y += bias[c];
-      y = activate<ACTIVATION>(y);
+      y = activate<ACTIVATION, T>(y);
       if (residual) y += vector_at(residual + r * columns + c * VL, 0, left);
       if (left >= VL) store(out + c * VL, y);
       else if (left > 0) store_some(out + c * VL, y, left);

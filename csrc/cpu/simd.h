@@ -182,24 +182,39 @@ inline Vector rounded(Vector x) {
 }
 #endif
 
+// Where a result will be bfloat16, it is found to a twentieth of that rounding: 1e-4.
+template <class T> constexpr bool BRIEF = false;
+template <> constexpr bool BRIEF<bfloat16> = true;
+
 // 1 / x to 1 ulp, for numbers whose reciprocal is not denormal. A division takes as long as ten products.
 #if defined(__AVX512F__)
+template <class T = float>
 inline Vector reciprocal(Vector x) {
   const Vector y = (Vector)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)x);
-  return y + y * (1 - x * y);
+  return BRIEF<T> ? y : y + y * (1 - x * y);
 }
 #else
+template <class T = float>
 inline Vector reciprocal(Vector x) { return 1 / x; }
 #endif
 
-// 2^(n + f) for an integer n and |f| <= 1/2: 2^f by a polynomial that is 1 at 0 and elsewhere within 2e-9 (minimax).
+// 2^(n + f) for an integer n and |f| <= 1/2: 2^f by a polynomial that is 1 at 0 and elsewhere within 2e-9 (minimax),
+// or 1.1e-4.
+template <class T = float>
 inline Vector power(Vector n, Vector f) {
-  Vector p = all(1.5353361959569156e-4f);
-  p = p * f + 1.3398875016719103e-3f;
-  p = p * f + 9.61843691766262e-3f;
-  p = p * f + 5.5503323674201965e-2f;
-  p = p * f + 2.4022647738456726e-1f;
-  p = p * f + 6.931471824645996e-1f;
+  Vector p;
+  if constexpr (BRIEF<T>) {
+    p = all(5.500905780658257e-2f);
+    p = p * f + 2.4221097466536887e-1f;
+    p = p * f + 6.932828979925825e-1f;
+  } else {
+    p = all(1.5353361959569156e-4f);
+    p = p * f + 1.3398875016719103e-3f;
+    p = p * f + 9.61843691766262e-3f;
+    p = p * f + 5.5503323674201965e-2f;
+    p = p * f + 2.4022647738456726e-1f;
+    p = p * f + 6.931471824645996e-1f;
+  }
   p = p * f + 1.0f;
 #if defined(__AVX512F__)
   return (Vector)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
@@ -209,14 +224,15 @@ inline Vector power(Vector n, Vector f) {
 }
 
 // 2^x for x <= 0, to 2 ulp; below 2^-126 it is 0, or denormal; NaN stays.
+template <class T = float>
 inline Vector exp2(Vector x) {
 #if defined(__AVX512F__)
   x = larger(all(-200.0f), x);
   const Vector n = rounded(x);
-  return power(n, x - n);
+  return power<T>(n, x - n);
 #else
   const Vector clamped = x < -127.0f ? all(-127.0f) : x, n = rounded(clamped);
-  return x < -126.0f ? all(0.0f) : power(n, clamped - n);
+  return x < -126.0f ? all(0.0f) : power<T>(n, clamped - n);
 #endif
 }
 

@@ -79,7 +79,9 @@ def test_product(rows, k, n, activation, dtype):
             expected = ACTIVATION[activation](exact if b is None else exact + b.double())
             expected = expected if r is None else expected + r.double()
             assert ops.linear.choose(x, packed, b, activation, r) == "cpu"
-            torch.testing.assert_close(ops.linear(x, packed, b, activation, r), expected.to(dtype))
+            # An activation on its way to bfloat16 is found to 1e-4, and a residual may cancel what it is added to.
+            limits = {"rtol": 0.016, "atol": 2e-4} if dtype is torch.bfloat16 else {}
+            torch.testing.assert_close(ops.linear(x, packed, b, activation, r), expected.to(dtype), **limits)
 
 
 def test_a_row_is_the_same_in_any_company():
