@@ -173,10 +173,12 @@ def ninja_file(target):
         "  deps = gcc",
         "rule link",
         f"  command = $cxx -shared $in -L{torch_folder('lib')} -ltorch -ltorch_cpu -lc10 -o $out",
-        f"build bindings.o: compile {path(CSRC.resolve(), 'bindings.cpp')}",
-        f"  extra = {TORCH_TARGET} -isystem {torch_folder('include')}",
     ]
-    objects = ["bindings.o"]
+    objects = []
+    for name in ("bindings", "encoder", "similarity"):
+        objects.append(f"{name}.o")
+        lines.append(f"build {objects[-1]}: compile {path(CSRC.resolve(), f'{name}.cpp')}")
+        lines.append(f"  extra = {TORCH_TARGET} -isystem {torch_folder('include')}")
     for name, flags in INSTRUCTION_SETS.items():
         objects.append(f"kernels_{name}.o")
         lines.append(f"build {objects[-1]}: compile {path(CSRC.resolve(), 'cpu', 'kernels.cpp')}")

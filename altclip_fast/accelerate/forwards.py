@@ -25,6 +25,7 @@ from transformers.models.clip import modeling_clip as clip
 from transformers.utils.generic import can_return_tuple
 
 from ..dispatch import use_backend
+from ..models.fused import run_layers
 from ..models.outputs import Lazy
 from ..models.rows import Rows, packed_rows, whole_rows
 from ..models.stamp import stamp
@@ -194,9 +195,8 @@ class FusedTower(Fused):
         *body, last = stack.layers
         with self.ours():
             x = rows.pack(x)
-            for layer in body:
-                x = layer(x, rows)
-            pooled = last(x, rows, select=rows.pooled)
+            x = run_layers(body, x, rows)
+            pooled = run_layers([last], x, rows, rows.pooled)
             if rows.index is None:
                 rest = Lazy(lambda: self.sequence(last(x, rows).view(shape)))
             else:

@@ -65,13 +65,20 @@ class Linear(nn.Linear):
 
     def packed(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """The weight as an op should get it for x: packed, times `factor`, where that is faster; else as it is."""
-        weight, scale, kept = self.weight, self.weight_scale, self._kept
-        plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or self._records(x) or not _wanted()
-        if not plain and kept is not None and kept.fits(weight, factor):
+        ready = None if self._records(x) or not packing() else self.pack(factor)
+        if ready is not None:
+            return ready
+        weight, scale = self.weight, self.weight_scale
+        return weight if scale is None else (weight * scale[:, None]).to(x.dtype)
+
+    def pack(self, factor: float = 1.0) -> PackedWeight | None:
+        """The packed copy, made where it is not there or of other values; None where the weight has none."""
+        weight, kept = self.weight, self._kept
+        if kept is not None and kept.fits(weight, factor):
             return kept.packed
-        if plain or not self._can_pack():
-            return weight if scale is None else (weight * scale[:, None]).to(x.dtype)
-        if scale is not None or self.packs_int8 or form(weight) is not BlockedWeight:
+        if not self._can_pack():
+            return None
+        if self.weight_scale is not None or self.packs_int8 or form(weight) is not BlockedWeight:
             factor = 1.0  # the epilogue of our own products has the activations themselves
         self._kept = kept = _Kept.of(weight, self._pack(factor))  # another thread may drop it
         return kept.packed
@@ -138,8 +145,10 @@ class _Kept(NamedTuple):
         return self.mark == mark(weight) and torch.equal(self.probe, self.values)
 
 
-def _wanted() -> bool:
-    return forced_backend() in (None, "cpu")
+def packing() -> bool:
+    """Packed weights are of use now."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not tracing and forced_backend() in (None, "cpu")
 
 
 def affine(layer: nn.Module, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
@@ -150,9 +159,10 @@ def affine(layer: nn.Module, x: Tensor, activation: str = "none", residual: Tens
     return y if residual is None else y + residual
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Nothing but its weight and bias decides what the layer does."""
-    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
+    """Nothing but its parameters decides what the module does."""
+    state = module.__dict__
+    return type(module) is kind and not (state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state)
 
 
 def embedding(rows: int, hidden: int, padding_idx: int | None = None) -> nn.Embedding:
@@ -229,6 +239,7 @@ class Mlp(nn.Module):
     def __init__(self, hidden: int, intermediate: int, activation: str) -> None:
         super().__init__()
         self.activation = activation
+        self.factor = QUICK_GELU if activation == "quick_gelu" else 1.0  # of a weight that is packed for oneDNN
         self.fc1 = Linear(hidden, intermediate)
         self.fc2 = Linear(intermediate, hidden)
 
@@ -236,8 +247,7 @@ class Mlp(nn.Module):
         fc1, fc2 = self.fc1, self.fc2
         if not (is_plain(fc1) and is_plain(fc2)):
             return affine(fc2, affine(fc1, x, self.activation), residual=residual)
-        factor = QUICK_GELU if self.activation == "quick_gelu" else 1.0
-        w1, w2 = fc1.packed(x, factor), fc2.packed(x, 1 / factor)
+        w1, w2 = fc1.packed(x, self.factor), fc2.packed(x, 1 / self.factor)
         return ops.mlp(x, w1, fc1.bias, w2, fc2.bias, self.activation, residual)
 
 

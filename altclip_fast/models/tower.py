@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import AltCLIPVisionConfig, CLIPTextConfig, CLIPVisionConfig
 from .base import Model, normal_, zeros_
+from .fused import run_layers
 from .layers import PostNormLayer, PreNormLayer
 from .outputs import Lazy, later
 from .rows import Rows
@@ -90,23 +91,36 @@ class Tower(Model):
             The pooled rows [B, hidden], and all rows [T, hidden], as they are or still to be computed (`Lazy`).
         """
         record.hidden(x)
-        *body, last = self.layers
-        for layer in body:
-            x = self._run(layer, x, rows, weights=record.weights)
-            record.hidden(x)
         revisable = not (torch.is_grad_enabled() or self.training or torch.compiler.is_compiling())
-        if rows.cu_seqlens is not None and rows.pooled_last and record.empty and (pooled_only or revisable):
-            pooled = self._run(last, x, rows, select=rows.pooled)
-            after = [child for child in self.children() if child is not self.layers]
-            return pooled, None if pooled_only else later(_guarded(last, after, x, rows))
-        x = self._run(last, x, rows, weights=record.weights)
-        record.hidden(x)
-        return x[rows.pooled], x
+        if rows.cu_seqlens is None or not (rows.pooled_last and record.empty and (pooled_only or revisable)):
+            x = self._through(self.layers, x, rows, record)
+            return x[rows.pooled], x
+        if pooled_only:
+            return self._through(self.layers, x, rows, record, rows.pooled), None
+        *body, last = self.layers
+        x = self._through(body, x, rows, record)
+        after = [child for child in self.children() if child is not self.layers]
+        return self._through([last], x, rows, record, rows.pooled), later(_guarded(last, after, x, rows))
+
+    def _through(
+        self, layers: Iterable[Any], x: Tensor, rows: Rows, record: Record, select: Tensor | None = None
+    ) -> Tensor:
+        layers = list(layers)
+        if record.empty and not self._checkpoints:
+            return run_layers(layers, x, rows, select)
+        for layer in layers:
+            x = self._run(layer, x, rows, select=select if layer is layers[-1] else None, weights=record.weights)
+            record.hidden(x)
+        return x
+
+    @property
+    def _checkpoints(self) -> bool:
+        return self._checkpoint_options is not None and self.training and torch.is_grad_enabled()
 
     def _run(self, layer: nn.Module, x: Tensor, rows: Rows, **options: Any) -> Tensor:
-        if self._checkpoint_options is not None and self.training and torch.is_grad_enabled():
+        if self._checkpoints:
             run = partial(layer, rows=rows, **options)  # the reentrant form takes no keywords
-            return checkpoint(run, x, **{"use_reentrant": False, **self._checkpoint_options})
+            return checkpoint(run, x, **{"use_reentrant": False, **(self._checkpoint_options or {})})
         return layer(x, rows, **options)
 
 

@@ -6,12 +6,14 @@ add_layer_norm(x, residual) = (s, layer_norm(s)),  s = x + residual
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import native
 from ..dispatch import op
 from . import checks
 
@@ -55,6 +57,19 @@ def _triton_takes(x: Tensor, *_: object) -> bool | str:
     return checks.kernel_dtype(x)
 
 
+def _cpu_takes(x: Tensor, *_: object) -> bool | str:
+    return native.missing() or checks.kernel_dtype(x)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
+
+
+@layer_norm.backend("cpu", when=_cpu_takes)
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return native.kernels().layer_norm_cpu(_rows(x), weight.contiguous(), bias.contiguous(), eps).view(x.shape)
+
+
 @layer_norm.backend("triton", when=_triton_takes)
 def _(*args: Any) -> Tensor:
     from ..kernels import norm
@@ -86,6 +101,13 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     """
     total = (x + residual).contiguous()
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+
+
+@add_layer_norm.backend("cpu", when=_cpu_takes)
+def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+    parameters = weight.contiguous(), bias.contiguous()
+    found = native.kernels().add_layer_norm_cpu(_rows(x), _rows(residual), *parameters, eps)
+    return tuple(y.view(x.shape) for y in found)
 
 
 @add_layer_norm.backend("triton", when=_triton_takes)

@@ -93,9 +93,7 @@ void attend(const Attention& a, const Head<T>& now, const Head<T>& next, Scratch
     multiply<F>((const Lane*)scores, padded, packed_v, steps, some, a.value_dim, a.value_dim,
                 [&](int r, int64_t j, Vector x) {
                   if (first + r >= queries) return;
-                  T* place = out + (first + r) * out_row + j;
-                  if (j + VL <= a.value_dim) store(place, x * inverse[r]);
-                  else store_some(place, x * inverse[r], a.value_dim - j);
+                  store_most(out + (first + r) * out_row + j, x * inverse[r], a.value_dim - j);
                 });
   }
 }

@@ -205,8 +205,7 @@ inline void write_scores(const Scores& s, void* out, int64_t stride, Dtype out_d
           T* place = (T*)out + (row + r) * stride + column;
           for (int64_t c = 0; c < columns; c += VL) {
             Vector x = *(Vector*)(tile + r * PANEL + c);
-            if (columns - c >= VL) store(place + c, x);
-            else store_some(place + c, x, columns - c);
+            store_most(place + c, x, columns - c);
           }
         }
       });

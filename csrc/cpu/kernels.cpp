@@ -2,6 +2,8 @@
 #include "attention.h"
 #include "contrastive.h"
 #include "linear.h"
+#include "norm.h"
+#include "quantize.h"
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
@@ -11,9 +13,8 @@ namespace ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    TEXT(ISA), attention,    quantize,  pack_weight, linear,       linear_items,  ROWS,         PANEL,
-    row_words, pack_rows,    write_scores, keep_best, add_sums,    pack_columns,  add_gradients, softmax_rows,
-    l2_normalize};
+    TEXT(ISA), attention, quantize,     normalize, pack_weight, linear,       linear_items,  ROWS,         PANEL,
+    row_words, pack_rows, write_scores, keep_best, add_sums,    pack_columns, add_gradients, softmax_rows, l2_normalize};
 
 }  // namespace ISA
 }  // namespace altclip_fast

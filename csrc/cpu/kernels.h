@@ -35,6 +35,20 @@ struct Quantize {
   Dtype dtype;
 };
 
+// layer_norm(x + residual), both [rows, columns], contiguous; see altclip_fast/ops/norm.py.
+struct Norm {
+  const void* x;
+  const void* residual;  // or null
+  void* total;  // [rows, columns], x + residual; not where that is null
+  const void *weight, *bias;  // [columns]
+  void* out;  // [rows, columns]; not where there are values
+  uint8_t* values;  // the result as 8-bit numbers [rows, columns], or null
+  float* ranges;  // of values: [rows, 2]
+  int64_t columns;
+  double eps;
+  Dtype dtype;
+};
+
 enum class Activation : int64_t { None, QuickGelu, Gelu };
 
 // activation(x weight^T + bias) + residual; see altclip_fast/ops/linear.py.
@@ -106,6 +120,7 @@ struct Kernels {
   void (*attention)(const Attention&, int64_t begin, int64_t end);
   // Rows begin..end.
   void (*quantize)(const Quantize&, int64_t begin, int64_t end);
+  void (*normalize)(const Norm&, int64_t begin, int64_t end);
   // [columns, depth] lanes of 32 bits into a right operand of whole panels.
   void (*pack_weight)(const void* weight, int64_t columns, int64_t depth, void* packed);
   // Items begin..end of blocks of rows x panels of columns; `linear_items` of them.

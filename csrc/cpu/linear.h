@@ -14,43 +14,6 @@
 namespace altclip_fast {
 namespace ISA {
 
-// The values of a row, and its step and low.
-template <class T>
-inline void quantize_row(const T* x, int64_t columns, uint8_t* values, float* range) {
-  Vector low = all(to_float(x[0])), high = low, odd = all(0);  // odd: NaN where an element is NaN or infinite
-  for (int64_t i = 0; i < columns; i += VL) {
-    Vector v = vector_at(x, i, columns);
-    if (i + VL > columns) v = count() < (float)(columns - i) ? v : low;
-    low = smaller(v, low);
-    high = larger(v, high);
-    odd += v - v;
-  }
-  const float bad = sum(odd), least_x = -largest(-low) + bad, width = largest(high) - least_x;
-  range[0] = width / 255.0f;
-  range[1] = least_x;
-  const float inverse = width > 0 ? 255.0f / width : 0.0f;
-  auto number = [&](int64_t i) { return __builtin_convertvector(nearest((vector_at(x, i, columns) - least_x) * inverse), Bytes); };
-  const int64_t full = columns / VL * VL;
-  for (int64_t i = 0; i < full; i += VL) *(Bytes*)(values + i) = number(i);
-  if (full == columns) return;
-  const Bytes rest = number(full);
-  __builtin_memcpy(values + full, &rest, columns - full);
-}
-
-template <class T>
-inline void quantize_range(const Quantize& a, int64_t begin, int64_t end) {
-  for (int64_t m = begin; m < end; m++)
-    quantize_row((const T*)a.x + m * a.row_stride, a.columns, a.values + m * a.columns, a.ranges + 2 * m);
-}
-
-inline void quantize(const Quantize& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case Dtype::Float32: return quantize_range<float>(a, begin, end);
-    case Dtype::BFloat16: return quantize_range<bfloat16>(a, begin, end);
-    case Dtype::Float16: return quantize_range<float16>(a, begin, end);
-  }
-}
-
 // Lanes of 32 bits, whatever is in them.
 inline void pack_weight(const void* weight, int64_t columns, int64_t depth, void* packed) {
   const View<float> lanes = {(const float*)weight, depth, 1, columns, depth};
@@ -138,8 +101,7 @@ __attribute__((noinline)) void finish(const Linear& a, int64_t row, int64_t rows
       else y += bias[c];
       y = activate<ACTIVATION, T>(y);
       if (residual) y += vector_at(residual + r * columns + c * VL, 0, left);
-      if (left >= VL) store(out + c * VL, y);
-      else if (left > 0) store_some(out + c * VL, y, left);
+      if (left > 0) store_most(out + c * VL, y, left);
     }
   }
 }

@@ -34,6 +34,7 @@ typedef VECTOR(uint32_t, VL, sizeof(uint16_t)) LooseWord;
 typedef uint32_t __attribute__((may_alias)) Bits;
 typedef VECTOR(uint16_t, VL, sizeof(uint16_t)) Half;
 typedef VECTOR(int16_t, 2 * VL, sizeof(int32_t) * VL) Halves;
+typedef VECTOR(int16_t, 2 * VL, sizeof(int16_t)) LooseHalves;
 typedef VECTOR(uint8_t, VL, sizeof(uint8_t)) Bytes;
 typedef VECTOR(_Float16, VL, sizeof(_Float16)) Float16s;
 // What a sum of products is kept in. A processor that does not fuse them rounds twice: then in float64.
@@ -111,6 +112,13 @@ __attribute__((noinline)) void store_some(T* p, Vector x, int64_t count) {
   T whole[VL];
   store(whole, x);
   for (int64_t i = 0; i < count; i++) p[i] = whole[i];
+}
+
+// Not beyond the end of a row.
+template <class T>
+inline void store_most(T* p, Vector x, int64_t left) {
+  if (left >= VL) store(p, x);
+  else store_some(p, x, left);
 }
 
 // To the nearest integer, ties to even.

@@ -369,7 +369,7 @@ def test_a_forced_backend(make, monkeypatch):
     fast = af.accelerate(copy.deepcopy(plain), backend="reference")
     assert {row.backend for row in af.explain(fast)} == {"reference"}
     used = []
-    monkeypatch.setattr(layers, "_wanted", lambda: used.append(forced_backend()))
+    monkeypatch.setattr(layers, "packing", lambda: used.append(forced_backend()))
     with torch.no_grad():
         oracle.assert_same(fast(**oracle.inputs_for(plain)), plain(**oracle.inputs_for(plain)))
     assert set(used) == {"reference"}
