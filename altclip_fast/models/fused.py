@@ -7,11 +7,11 @@ them. After a product that has read the weights nothing of Python is in a cache:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import native
@@ -92,29 +92,38 @@ def _take(layer: Layer, x: Tensor, parts: list[Tensor]) -> _Settings:
     """Add to `parts` those of a layer, as the native call wants them: weight and bias of its norms; of each linear the
     packed weight, the sums and scales of its 8-bit numbers, and the bias, or `_NONE`.
     """
-    attention, mlp, norms = layer.attention, layer.mlp, (layer.norm1, layer.norm2)
-    linears = attention.query, attention.key, attention.value, attention.output, mlp.fc1, mlp.fc2
-    if not (
-        _is_simple(layer)
-        and is_plain(attention, Attention)
-        and is_plain(mlp, Mlp)
-        and all(is_plain(norm, LayerNorm) for norm in norms)
-        and all(is_plain(linear) for linear in linears)
-    ):
+    if not _is_simple(layer):
         raise _Refused
-    hidden, intermediate, scale = attention.heads * attention.head_dim, mlp.fc1.out_features, attention.scale
+    attention, mlp, norm1, norm2 = _children(layer, _OF_LAYER)
+    query, key, value, output = _children(attention, _OF_ATTENTION)
+    fc1, fc2 = _children(mlp, _OF_MLP)
+    hidden, intermediate, scale = attention.heads * attention.head_dim, fc1.out_features, attention.scale
     if x.shape[1] != hidden or not 0 < scale < math.inf or mlp.activation not in PanelWeight.fused:
         raise _Refused
-    for norm in norms:
-        parts += _read(norm.weight, x, hidden), _read(norm.bias, x, hidden)
-    square = hidden, hidden
-    shapes = square, square, square, square, (intermediate, hidden), (hidden, intermediate)
-    factors = 1.0, 1.0, 1.0, 1.0, mlp.factor, 1 / mlp.factor
-    quantized = {_take_linear(*one, x, parts) for one in zip(linears, shapes, factors, strict=True)}
+    for norm in (norm1, norm2):
+        parameters = norm._parameters
+        parts += _read(parameters["weight"], x, hidden), _read(parameters["bias"], x, hidden)
+    quantized = {_take_linear(linear, hidden, hidden, 1.0, x, parts) for linear in (query, key, value, output)}
+    quantized.add(_take_linear(fc1, intermediate, hidden, mlp.factor, x, parts))
+    quantized.add(_take_linear(fc2, hidden, intermediate, 1 / mlp.factor, x, parts))
     if len(quantized) > 1:
         raise _Refused
     activation, pre_norm = PanelWeight.fused[mlp.activation], type(layer) is PreNormLayer
     return _Settings(hidden, intermediate, attention.heads, scale, pre_norm, quantized.pop(), activation)
+
+
+_OF_LAYER = {"attention": Attention, "mlp": Mlp, "norm1": LayerNorm, "norm2": LayerNorm}
+_OF_ATTENTION = {"query": Linear, "key": Linear, "value": Linear, "output": Linear}
+_OF_MLP = {"fc1": Linear, "fc2": Linear}
+
+
+def _children(module: nn.Module, kinds: Mapping[str, type[nn.Module]]) -> list[Any]:
+    """Those of these names, which have to be plain. Not as attributes: that takes as long as all the rest."""
+    children = module._modules
+    found: list[Any] = [children[name] for name in kinds]
+    if not all(map(is_plain, found, kinds.values())):
+        raise _Refused
+    return found
 
 
 def _is_simple(layer: Layer) -> bool:
@@ -124,21 +133,31 @@ def _is_simple(layer: Layer) -> bool:
     return is_plain(layer, PreNormLayer) or is_plain(layer, PostNormLayer)
 
 
-def _take_linear(linear: Linear, shape: tuple[int, int], factor: float, x: Tensor, parts: list[Tensor]) -> bool:
-    """Add the parts of a linear; whether it is of 8 bits."""
+def _take_linear(linear: Linear, n: int, k: int, factor: float, x: Tensor, parts: list[Tensor]) -> bool:
+    """Add the parts of a linear [n, k]; whether it is of 8 bits."""
     weight = linear.pack(factor)
-    if not isinstance(weight, PanelWeight) or weight.shape != shape:
+    if not isinstance(weight, PanelWeight) or weight.shape != (n, k):
         raise _Refused
     quantized = weight.scale is not None
     if not quantized and weight.dtype is not x.dtype:
         raise _Refused
-    bias = None if linear.bias is None else _read(linear.bias, x, shape[0])
-    parts += weight.blocked, *(_NONE if t is None else t for t in (weight.sums, weight.scale, bias))
+    bias = linear._parameters["bias"]
+    parts += weight.blocked, _given(weight.sums), _given(weight.scale), _NONE if bias is None else _read(bias, x, n)
     return quantized
 
 
-def _read(parameter: Tensor, x: Tensor, size: int) -> Tensor:
+def _given(x: Tensor | None) -> Tensor:
+    return _NONE if x is None else x
+
+
+def _read(parameter: Tensor | None, x: Tensor, size: int) -> Tensor:
     """The parameter, if the kernels can read it as it is."""
-    if parameter.dtype is x.dtype and parameter.is_cpu and parameter.is_contiguous() and parameter.shape == (size,):
+    if (
+        parameter is not None
+        and parameter.dtype is x.dtype
+        and parameter.is_cpu
+        and parameter.is_contiguous()
+        and parameter.shape == (size,)
+    ):
         return parameter
     raise _Refused

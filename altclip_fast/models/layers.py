@@ -73,7 +73,8 @@ class Linear(nn.Linear):
 
     def pack(self, factor: float = 1.0) -> PackedWeight | None:
         """The packed copy, made where it is not there or of other values; None where the weight has none."""
-        weight, kept = self.weight, self._kept
+        weight, kept = self._parameters["weight"], self._kept  # an attribute of a module takes long to be found
+        assert weight is not None
         if kept is not None and kept.fits(weight, factor):
             return kept.packed
         if not self._can_pack():
