@@ -8,7 +8,7 @@ BIN   := $(VENV)/bin
 RUNS  := $(VENV)/.installed
 STAMP := $(VENV)/.installed-for-tests
 PIP   := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-NATIVE := tests/ops/test_every_op.py tests/ops/test_int8.py tests/test_quantization.py
+NATIVE := tests/ops/test_every_op.py tests/ops/test_int8.py tests/test_quantization.py tests/models/test_model_fused.py
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .PHONY: demo venv lint types test test-all clean
@@ -42,7 +42,7 @@ types: venv
 # The second line: the same kernels as a processor without AVX-512, and one without AVX2, would run them.
 test: lint types
 	@$(PYTEST) -m "not slow"
-	@for set in avx2 default; do ATEN_CPU_CAPABILITY=$$set $(PYTEST) -m "not slow" $(NATIVE) -k "cpu or int8" || exit 1; done
+	@for set in avx2 default; do ATEN_CPU_CAPABILITY=$$set $(PYTEST) -m "not slow" $(NATIVE) -k "cpu or int8 or same_bits" || exit 1; done
 
 test-all: lint types
 	@$(PYTEST)

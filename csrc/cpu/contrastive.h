@@ -180,8 +180,11 @@ void sweep(const Scores& s, const Part& part, Visit visit) {
       const int64_t rows = least(ROWS, s.rows - row);
       const float* a = s.a + row * width;
       int64_t c = 0;
-      for (float squares; row == first && c < columns; c++) {
-        multiply_some<Unit, 1, true>(rows, a, width, b + c * s.b.stride, s.b.stride, s.dim, tile + c, &squares);
+      for (; row == first && c < columns; c++) {
+        const Element* one = b + c * s.b.stride;
+        float squares = 1;
+        if (s.normalize) multiply_some<Unit, 1, true>(rows, a, width, one, s.b.stride, s.dim, tile + c, &squares);
+        else multiply_some<Unit, 1, false>(rows, a, width, one, s.b.stride, s.dim, tile + c);
         factor[c] = s.normalize ? inverse_norm(squares) : 1.0f;
       }
       for (; c + COLUMNS <= columns; c += COLUMNS)

@@ -12,6 +12,7 @@ from in_process import Local
 
 from altclip_fast import cli
 from altclip_fast.dispatch import OPS
+from altclip_fast.models import fused
 from altclip_fast.testing.embeddings import judge
 from benchmarks import ceiling, harness, ladder, models, ops, rows, workloads
 from benchmarks.__main__ import main
@@ -254,6 +255,14 @@ def test_kernels_for_some_operators(allowed):
     assert chosen[0] == (free if "linear" in allowed else "reference")
     assert chosen[1] == (free if "mlp" in allowed else "reference")
     assert {name: op._order for name, op in OPS.items()} == before
+
+
+def test_layers_are_called_one_by_one_below_their_rung():
+    own = fused._native
+    with ladder.kernels_for(frozenset(OPS)):
+        assert fused._native is not own
+    with ladder.kernels_for(frozenset(OPS), one_call=True):
+        assert fused._native is own
 
 
 @pytest.mark.parametrize("dtype", ops.DTYPES)
