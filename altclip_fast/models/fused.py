@@ -22,7 +22,7 @@ from .rows import Rows
 
 Layer = PreNormLayer | PostNormLayer
 
-_NONE = torch.empty(0)
+_NONE = torch.empty(0, device="cpu")
 
 
 def run_layers(layers: Sequence[Layer], x: Tensor, rows: Rows, select: Tensor | None = None) -> Tensor:
@@ -34,8 +34,8 @@ def run_layers(layers: Sequence[Layer], x: Tensor, rows: Rows, select: Tensor | 
     """
     if (found := _native(layers, x, rows, select)) is not None:
         return found
-    for layer in layers:
-        x = layer(x, rows, select if layer is layers[-1] else None)
+    for count, layer in enumerate(layers, 1):
+        x = layer(x, rows, select if count == len(layers) else None)
     return x
 
 

@@ -108,8 +108,9 @@ class Tower(Model):
         layers = list(layers)
         if record.empty and not self._checkpoints:
             return run_layers(layers, x, rows, select)
-        for layer in layers:
-            x = self._run(layer, x, rows, select=select if layer is layers[-1] else None, weights=record.weights)
+        for count, layer in enumerate(layers, 1):
+            chosen = select if count == len(layers) else None
+            x = self._run(layer, x, rows, select=chosen, weights=record.weights)
             record.hidden(x)
         return x
 
