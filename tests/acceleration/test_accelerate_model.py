@@ -375,6 +375,19 @@ def test_a_forced_backend(make, monkeypatch):
     assert set(used) == {"reference"}
 
 
+def test_an_encoder_alone_is_one_call(make, monkeypatch):
+    """Until hidden states are asked for: from then on transformers listens to every layer."""
+    plain = make("CLIPVisionModel").plain
+    fast = af.accelerate(copy.deepcopy(plain))
+    calls, run = [], forwards.run_layers
+    monkeypatch.setattr(forwards, "run_layers", lambda *args: calls.append(len(args[0])) or run(*args))
+    rows = torch.randn(2, 5, plain.config.hidden_size)
+    with torch.no_grad():
+        found, expected = (next(m for n, m in x.named_modules() if n.endswith("encoder"))(rows) for x in (fast, plain))
+    assert calls == [plain.config.num_hidden_layers]
+    oracle.assert_close(found.last_hidden_state, expected.last_hidden_state, "hidden")
+
+
 def test_errors(make):
     with pytest.raises(ValueError, match=r"nothing to accelerate in this Linear.*CLIPEncoder"):
         af.accelerate(nn.Linear(2, 2))
