@@ -190,7 +190,7 @@ inline Vector rounded(Vector x) {
 }
 #endif
 
-// Where a result will be bfloat16, it is found to a twentieth of that rounding: 1e-4.
+// Where a result will be bfloat16, it is found to 1e-4, a fortieth of that rounding.
 template <class T> constexpr bool BRIEF = false;
 template <> constexpr bool BRIEF<bfloat16> = true;
 
