@@ -86,8 +86,8 @@ struct Operand {
   int64_t row_stride, rows, depth;
   const float* ranges;
 
-  Operand some(int64_t begin, int64_t count, int64_t size) const {
-    return {(const char*)x + begin * row_stride * (ranges ? 1 : size), row_stride, count, depth,
+  Operand some(int64_t begin, int64_t count, Dtype dtype) const {
+    return {(const char*)x + begin * row_stride * (ranges ? 1 : size_of(dtype)), row_stride, count, depth,
             ranges ? ranges + 2 * begin : nullptr};
   }
 };
@@ -137,13 +137,13 @@ int64_t mlp_rows(int64_t rows) { return ceil_div(rows, mlp_chunks(rows)); }
 
 // The same twice, one after the other, the activation after the first. `hidden` has room for mlp_rows, and so have
 // `bytes`, where x is of 8 bits.
-void run_mlp(const Operand& x, Dtype dtype, int64_t size, const Layer& first, const Layer& second,
+void run_mlp(const Operand& x, Dtype dtype, const Layer& first, const Layer& second,
              Activation activation, const void* residual, void* out, void* hidden, const Bytes* bytes) {
   const int64_t chunks = mlp_chunks(x.rows);
   for (int64_t i = 0; i < chunks; i++) {
     const int64_t begin = x.rows * i / chunks, count = x.rows * (i + 1) / chunks - begin;
-    auto at = [&](const void* data) { return data ? (char*)data + begin * second.columns * size : nullptr; };
-    run_linears(x.some(begin, count, size), dtype, {first}, activation, nullptr, {hidden});
+    auto at = [&](const void* data) { return data ? (char*)data + begin * second.columns * size_of(dtype) : nullptr; };
+    run_linears(x.some(begin, count, dtype), dtype, {first}, activation, nullptr, {hidden});
     const Operand between = {hidden, first.columns, count, first.columns, nullptr};
     run_linears(bytes ? bytes->of(between, dtype) : between, dtype, {second}, Activation::None, at(residual), {at(out)});
   }
@@ -196,7 +196,7 @@ Tensor mlp_cpu(Tensor x, Tensor packed1, int64_t columns1, std::optional<Tensor>
   Tensor hidden = torch::stable::new_empty(x, {mlp_rows(rows), columns1});
   std::optional<Bytes> bytes;
   if (scale2) bytes.emplace(x, mlp_rows(rows), columns1);
-  run_mlp(input.rows, dtype_of(x), x.element_size(), layer_of(packed1, columns1, sums1, scale1, bias1),
+  run_mlp(input.rows, dtype_of(x), layer_of(packed1, columns1, sums1, scale1, bias1),
           layer_of(packed2, columns2, sums2, scale2, bias2), static_cast<Activation>(activation), data_of(residual),
           out.mutable_data_ptr(), hidden.mutable_data_ptr(), bytes ? &*bytes : nullptr);
   return out;
@@ -247,8 +247,8 @@ struct Chosen {
   }
 
   // Of contiguous rows.
-  Operand of(const Operand& x, int64_t size) const {
-    if (!x.ranges) return {copy(x.x, x.depth * size, plain.mutable_data_ptr()), x.depth, count(), x.depth, nullptr};
+  Operand of(const Operand& x, Dtype dtype) const {
+    if (!x.ranges) return {copy(x.x, x.depth * size_of(dtype), plain.mutable_data_ptr()), x.depth, count(), x.depth, nullptr};
     copy(x.x, x.depth, bytes.numbers());
     copy(x.ranges, 2 * sizeof(float), bytes.extents());
     return bytes.holding(count(), x.depth);
@@ -264,7 +264,6 @@ struct Stack {
   bool causal, pre_norm, quantized;
   Activation activation;
   Dtype dtype;
-  int64_t size;  // of an element
   Tensor normed = {}, q = {}, k = {}, v = {}, context = {}, sum = {}, inner = {};
   std::optional<Bytes> bytes = {}, inner_bytes = {};
 
@@ -295,7 +294,7 @@ struct Stack {
     void *to_q = q.mutable_data_ptr(), *to_k = k.mutable_data_ptr(), *to_v = v.mutable_data_ptr();
     if (only) {
       run_linears(x, dtype, {b.key, b.value}, Activation::None, nullptr, {to_k, to_v});
-      run_linears(only->of(x, size), dtype, {b.query}, Activation::None, nullptr, {to_q});
+      run_linears(only->of(x, dtype), dtype, {b.query}, Activation::None, nullptr, {to_q});
     } else {
       run_linears(x, dtype, {b.query, b.key, b.value}, Activation::None, nullptr, {to_q, to_k, to_v});
     }
@@ -310,7 +309,7 @@ struct Stack {
   }
 
   void mlp(const Block& b, const Operand& x, const void* added, void* out) const {
-    run_mlp(x, dtype, size, b.first, b.second, activation, added, out, inner.mutable_data_ptr(),
+    run_mlp(x, dtype, b.first, b.second, activation, added, out, inner.mutable_data_ptr(),
             quantized ? &*inner_bytes : nullptr);
   }
 
@@ -318,7 +317,7 @@ struct Stack {
   void run(const Block& b, const void* x, const std::vector<int64_t>& starts, const Chosen* only, void* out) const {
     const int64_t rows = starts.back(), wanted = only ? only->count() : rows;
     // What the chosen rows add to is kept where they come out: each row is read before it is written.
-    const void* residual = only ? only->copy(x, hidden * size, out) : x;
+    const void* residual = only ? only->copy(x, hidden * size_of(dtype), out) : x;
     if (pre_norm) {
       attention(b, norm(x, rows, b.weight1, b.bias1, b.eps1), starts, only, residual);
       mlp(b, norm(sum.data_ptr(), wanted, b.weight2, b.bias2, b.eps2), sum.data_ptr(), out);
@@ -351,7 +350,7 @@ std::vector<Group> groups_of(const std::vector<int64_t>& offsets, int64_t limit)
 Tensor layers_cpu(Tensor x, Tensor cu_seqlens, std::optional<Tensor> select, std::vector<Tensor> parts,
                   std::vector<double> eps, bool causal, int64_t intermediate, int64_t heads, double scale,
                   bool pre_norm, bool quantized, int64_t activation) {
-  const int64_t total = x.size(0), hidden = x.size(1), size = x.element_size(), row = hidden * size;
+  const int64_t total = x.size(0), hidden = x.size(1), row = hidden * size_of(dtype_of(x));
   const std::vector<Block> blocks = blocks_of(parts, eps, hidden, intermediate);
   const std::vector<int64_t> offsets = starts(cu_seqlens, total);
   const std::vector<int64_t> chosen = select ? integers(*select) : std::vector<int64_t>();
@@ -366,7 +365,7 @@ Tensor layers_cpu(Tensor x, Tensor cu_seqlens, std::optional<Tensor> select, std
   for (const Group& group : groups)
     most = std::max({most, offsets[group.last] - offsets[group.first], group.last - group.first});
   Stack stack = {hidden, intermediate, heads, static_cast<float>(scale), causal, pre_norm, quantized,
-                 static_cast<Activation>(activation), dtype_of(x), size};
+                 static_cast<Activation>(activation), dtype_of(x)};
   stack.make_room(x, most);
   Tensor out = torch::stable::new_empty(x, {select ? select->size(0) : total, hidden});
   Tensor between = select ? torch::stable::new_empty(x, {most, hidden}) : out;

@@ -27,6 +27,8 @@ inline Dtype dtype_of(const Tensor& x) {
   }
 }
 
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::Float32 ? 4 : 2; }
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline const void* data_of(const std::optional<Tensor>& x) { return x ? x->data_ptr() : nullptr; }

@@ -31,6 +31,9 @@ def run_layers(layers: Sequence[Layer], x: Tensor, rows: Rows, select: Tensor | 
     Args:
         x: [T, hidden].
         select: [B] rows, one a sequence: the last layer computes these alone; packed rows only.
+
+    Returns:
+        [T, hidden], or [B, hidden] with `select`.
     """
     if (found := _native(layers, x, rows, select)) is not None:
         return found
