@@ -248,7 +248,8 @@ struct Chosen {
 
   // Of contiguous rows.
   Operand of(const Operand& x, Dtype dtype) const {
-    if (!x.ranges) return {copy(x.x, x.depth * size_of(dtype), plain.mutable_data_ptr()), x.depth, count(), x.depth, nullptr};
+    if (!x.ranges)
+      return {copy(x.x, x.depth * size_of(dtype), plain.mutable_data_ptr()), x.depth, count(), x.depth, nullptr};
     copy(x.x, x.depth, bytes.numbers());
     copy(x.ranges, 2 * sizeof(float), bytes.extents());
     return bytes.holding(count(), x.depth);
